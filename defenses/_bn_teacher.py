@@ -1,0 +1,73 @@
+"""The teacher of `bn-synthesis`: a small batch-norm network, and its training on the private images."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ppbench.data import Shape
+from ppbench.defenses._bn_statistics import bn_layers
+from ppbench.errors import UserError
+from ppbench.model import Model, for_images
+
+
+def conv_net(num_classes: int, in_chans: int = 3, width: int = 16) -> nn.Module:
+    """Return four 3 x 3 convolutions with batch norm, widths w, 2w, 4w, 4w and strides 1, 2, 2, 1, and a linear head."""
+    layers: list[nn.Module] = []
+    channels = in_chans
+    for out, stride in ((width, 1), (2 * width, 2), (4 * width, 2), (4 * width, 1)):
+        layers += [nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+        channels = out
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+
+
+def fresh_teacher(factory: str, shape: Shape, classes: int) -> nn.Module:
+    """Build a teacher for images of `shape`, its weights drawn from the global generator.
+
+    Raises:
+        UserError: it cannot be built, does not take such images, or has no batch norm to read.
+    """
+    model = for_images(factory, {}, shape, classes)
+    if not factory.startswith(("timm:", "torchvision:")):
+        model = Model(factory, {**model.kwargs, "in_chans": shape[0]})
+    net = model.build()
+    if not bn_layers(net):
+        raise UserError(f"the teacher {factory!r} has no batch norm to take statistics from: choose one that has, "
+                        "say torchvision:resnet18")
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, *shape))
+    except Exception as error:
+        raise UserError(f"the teacher {factory!r} does not take images of shape {list(shape)}: {error}") from error
+    return net
+
+
+def train(net: nn.Module, images: Tensor, labels: Tensor, epochs: int, rng: torch.Generator,
+          batch: int = 64, lr: float = 5e-3) -> None:
+    """Train a classifier on images `[N, C, H, W]` in [0, 1] with flips and shifts by up to 1/8; leave it in eval mode.
+
+    Adam, the learning rate rising over the first tenth of the steps and falling as a cosine.
+    """
+    parts = math.ceil(len(images) / batch)
+    optimiser = torch.optim.Adam(net.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=max(1, epochs * parts), pct_start=0.1)
+    net.train()
+    for _ in range(epochs):
+        # equal parts: a last batch of one image would leave batch norm nothing to normalise by
+        for rows in torch.randperm(len(images), generator=rng).to(images.device).tensor_split(parts):
+            loss = F.cross_entropy(net(shifted(images[rows], rng)), labels[rows])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    net.eval()
+
+
+def shifted(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Flip (one time in two) and roll a whole batch by up to 1/8 of each side, cyclically; differentiable."""
+    h, w = images.shape[2:]
+    dy, dx = (int(torch.randint(-(side // 8), side // 8 + 1, (), generator=rng)) for side in (h, w))
+    if torch.rand((), generator=rng) < 0.5:
+        images = images.flip(3)
+    return images.roll((dy, dx), (2, 3))

@@ -1,0 +1,5 @@
+"""`python -m ppbench`."""
+
+from ppbench.cli import main
+
+main()

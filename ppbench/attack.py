@@ -1,0 +1,115 @@
+"""The attack contract: a view in, a reconstruction out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ppbench.codec import Tensors
+from ppbench.defense import Release
+from ppbench.errors import ContractError
+from ppbench.view import Capability, View
+
+Priors = Mapping[str, Tensors]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """An attack's estimate of the targets.
+
+    Attributes:
+        images: `[n_targets, C, H, W]` in [0, 1] (`of = "released"`: in the shape of the released images).
+        aligned: estimate i is of target i; otherwise the estimates are an unordered set.
+        of: `private` images, or the `released` ones, which an inner attack or the scorer then takes further.
+        within: where not aligned, the estimates are unordered only within consecutive batches of this many.
+        note: what a reader of the row should know, in a few words.
+    """
+
+    images: Tensor
+    aligned: bool = True
+    of: Literal["private", "released"] = "private"
+    within: int | None = None
+    note: str = ""
+
+
+class Prior(ABC):
+    """What an adversary learns once and uses in many cells: a GAN, an inverter.
+
+    Subclasses are frozen dataclasses of parameters. Priors are cached by what they can see (the view cut down to
+    `needs`), their parameters and code, and shared by all attacks and cells for which these agree.
+
+    Attributes:
+        needs: the capabilities that training reads.
+    """
+
+    needs: ClassVar[frozenset[Capability]]
+
+    @abstractmethod
+    def train(self, view: View, rng: torch.Generator) -> Tensors:
+        """Learn from a view cut down to `needs`; return weights or tables."""
+
+
+class Attack(ABC):
+    """Reconstructs private images from a view. Subclasses are frozen dataclasses of parameters.
+
+    Attributes:
+        requires: the capabilities without which the attack cannot run (a literal frozenset).
+        default_threat: the threat model used when a suite names none.
+    """
+
+    requires: ClassVar[frozenset[Capability]]
+    default_threat: ClassVar[str]
+
+    def priors(self, view: View) -> dict[str, Prior]:
+        """Name what must have been learnt before `run`; default: nothing."""
+        return {}
+
+    def queries(self, view: View) -> Tensor:
+        """Choose images `[q, C, H, W]` for the oracle (attacks that require `oracle`)."""
+        return torch.empty(0, *view.image_shape)
+
+    @abstractmethod
+    def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
+        """Return an estimate of the targets; draw whatever is random from `rng`."""
+
+
+class TrainingAttack(Attack):
+    """An attack by whoever wrote the training code (threat model `malicious-trainer`).
+
+    `penalty` and `finish` run in the trainer's process and see the release, the targets' images first;
+    `run` later sees the weights alone.
+    """
+
+    def penalty(self, release: Release, net: nn.Module, rng: torch.Generator,
+                ) -> Callable[[nn.Module], Tensor] | None:
+        """Return a term to add to the training loss; None = none."""
+        return None
+
+    def finish(self, release: Release, state: Tensors, rng: torch.Generator) -> Tensors:
+        """Return the trained weights with whatever is to be hidden in them."""
+        return state
+
+
+def check_reconstruction(found: object, view: View) -> None:
+    """Hold an attack's result to the contract.
+
+    Raises:
+        ContractError: says in one sentence what is wrong.
+    """
+    if not isinstance(found, Reconstruction) or not isinstance(found.images, Tensor):
+        raise ContractError(f"the attack returned a {type(found).__name__}; it must return a Reconstruction")
+    images = found.images
+    shape = view.image_shape if found.of == "private" else view.released_shape
+    if images.ndim != 4 or len(images) != view.n_targets:
+        raise ContractError(f"the attack returned images of shape {list(images.shape)}; it must return exactly "
+                            f"{view.n_targets} images, one a target")
+    if tuple(images.shape[1:]) != tuple(shape):
+        raise ContractError(f"the attack returned images of shape {list(images.shape[1:])}; it must be {list(shape)}")
+    if not torch.is_floating_point(images) or not torch.isfinite(images).all():
+        raise ContractError("the attack returned images that are not finite floats")
+    if images.min() < -1e-4 or images.max() > 1 + 1e-4:
+        raise ContractError(f"the attack returned values from {images.min():.3g} to {images.max():.3g}; "
+                            "they must lie in [0, 1]")

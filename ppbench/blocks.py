@@ -1,0 +1,46 @@
+"""Square blocks of images: cutting, joining and permuting them."""
+
+import torch
+from torch import Tensor
+
+from ppbench.data import Shape
+from ppbench.errors import UserError
+
+
+def check_divides(name: str, size: int, shape: Shape) -> None:
+    """Refuse a block side that does not divide the image.
+
+    Raises:
+        UserError: names the parameter and the sides that would do.
+    """
+    _, height, width = shape
+    if size < 1 or height % size or width % size:
+        fitting = [s for s in range(1, min(height, width) + 1) if height % s == 0 and width % s == 0]
+        raise UserError(f"{name}={size} does not divide images of {height} x {width} pixels: "
+                        f"choose one of {', '.join(map(str, fitting))}")
+
+
+def cut(images: Tensor, size: int) -> Tensor:
+    """Cut images `[N, C, H, W]` into blocks `[N, blocks, C, size, size]`, row by row."""
+    n, c, h, w = images.shape
+    grid = images.reshape(n, c, h // size, size, w // size, size)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(n, -1, c, size, size)
+
+
+def join(blocks: Tensor, shape: Shape) -> Tensor:
+    """Join blocks `[N, blocks, C, size, size]` to images `[N, C, H, W]`: the inverse of `cut`."""
+    c, h, w = shape
+    n, size = len(blocks), blocks.shape[-1]
+    grid = blocks.reshape(n, h // size, w // size, c, size, size)
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
+
+
+def permute_rows(values: Tensor, order: Tensor) -> Tensor:
+    """Reorder axis 1 of `[N, M, ...]` by one permutation a row: `out[n, i] = values[n, order[n, i]]`."""
+    index = order.reshape(*order.shape, *[1] * (values.ndim - 2)).expand_as(values)
+    return values.gather(1, index)
+
+
+def permutations(count: int, length: int, rng: torch.Generator) -> Tensor:
+    """Draw `count` uniform permutations of `length` items, `[count, length]`."""
+    return torch.rand(count, length, generator=rng, dtype=torch.float64).argsort(1)

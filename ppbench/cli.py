@@ -1,0 +1,188 @@
+"""The command line. Commands import what they need when they run, so that `list` and `--help` are quick."""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ppbench import __version__
+from ppbench.errors import UserError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+KINDS = ("datasets", "defenses", "attacks", "threats")
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="ppbench")
+def cli() -> None:
+    """Attack-versus-defense benchmark for privacy-preserving image representations."""
+
+
+@cli.command()
+@click.argument("suite", required=False)
+@click.option("--dataset", "datasets", multiple=True, metavar="SPEC", help="NAME, npz:PATH or folder:PATH.")
+@click.option("--defense", "defenses", multiple=True, metavar="SPEC", help="NAME or FILE.py:Class.")
+@click.option("--attack", "attacks", multiple=True, metavar="SPEC", help="NAME, FILE.py:Class or OUTER+INNER.")
+@click.option("--threat", "threats", multiple=True, metavar="SPEC", help="Threat model for every attack.")
+@click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Seed of the whole cell.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
+              help="Folder of runs.")
+@click.option("--name", help="The run's folder below it; default: the suite's name.")
+@click.option("--engine", type=click.Choice(["processes", "inline"]), default="processes", show_default=True,
+              help="One process a cell, or all in this one (for debugging).")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes at once; default: the number of cores.")
+@click.option("--dry-run", is_flag=True, help="Check everything, list the cells, compute nothing.")
+@click.option("--fresh", is_flag=True, help="Forget the rows of an earlier run of this name.")
+def run(suite: str | None, datasets: tuple[str, ...], defenses: tuple[str, ...], attacks: tuple[str, ...],
+        threats: tuple[str, ...], seeds: tuple[int, ...], output: Path, name: str | None, engine: str,
+        jobs: int | None, dry_run: bool, fresh: bool) -> None:
+    """Run a matrix of attacks and defenses: SUITE.toml, a built-in suite's name, or none for `photos`.
+
+    Flags replace that axis of the suite. A SPEC takes parameters: NAME,key=value,key=value. The same command finds
+    the same folder again and goes on where it stopped.
+    """
+    from ppbench.suite import attack_table, dataset_table, defense_table, threat_table
+
+    tables, folder = _suite_tables(suite)
+    origin = suite or "the built-in suite"
+    replaced = {
+        "dataset": [_anchored(dataset_table(spec)) for spec in datasets],
+        "defense": [_anchored(defense_table(spec)) for spec in defenses],
+        "attack": [_anchored(attack_table(spec)) for spec in attacks],
+    }
+    tables |= {axis: found for axis, found in replaced.items() if found}
+    if seeds:
+        tables["seeds"] = list(seeds)
+    if threats:
+        named = [threat_table(spec) for spec in threats]
+        tables["threat"] = [*tables.get("threat", []), *(table for table in named if len(table) > 2)]
+        tables["attack"] = [{**table, "threats": list(threats)} for table in tables["attack"]]
+    if name is not None:
+        tables["name"] = name
+    _run(tables, origin, folder, output, engine, jobs or os.cpu_count() or 1, dry_run, fresh)
+
+
+def _run(tables: dict[str, Any], origin: str, folder: Path, output: Path, engine: str, jobs: int, dry_run: bool,
+         fresh: bool) -> None:
+    from ppbench.suite import validate
+
+    suite = validate(tables, origin)
+
+    from ppbench.display import Terminal, print_matrix
+    from ppbench.plan import make_plan
+    from ppbench.runner import RunOptions
+    from ppbench.runner import run as run_plan
+
+    plan = make_plan(suite, folder)
+    if dry_run:
+        for cell in plan.cells:
+            missing = f" (not-applicable: {cell.threat.name} lacks {', '.join(cell.missing)})" if cell.missing else ""
+            click.echo(f"{cell.id} {cell}{missing}")
+        click.echo(f"{len(plan.cells)} cells")
+        return
+    with Terminal() as terminal:
+        result = run_plan(plan, RunOptions(output, engine, jobs, fresh), terminal)
+    print_matrix(result.rows)
+    click.echo(f"results: {result.folder / 'results.csv'}   pictures: {result.folder / 'grids'}")
+    if plan.lpips.startswith("LPIPS weights"):
+        click.echo(f"LPIPS was not measured: {plan.lpips}", err=True)
+    failed = [row for row in result.rows if row["status"] not in ("ok", "not-applicable")]
+    for row in failed:
+        click.echo(f"{row['status']}: {row['defense']} | {row['attack']} | {row['threat']}: {row['reason']} "
+                   f"(cells/{row['cell']}/log.txt)", err=True)
+    if failed:
+        sys.exit(1)
+
+
+@cli.command("list")
+@click.argument("kind", type=click.Choice(KINDS), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def list_(kind: str | None, as_json: bool) -> None:
+    """List data sets, defenses, attacks and threat models with their parameters."""
+    from dataclasses import asdict
+
+    from ppbench.describe import describe, describe_threats
+
+    found = {each: describe_threats() if each == "threats" else describe(each)
+             for each in ([kind] if kind else KINDS)}
+    if as_json:
+        click.echo(json.dumps({each: [asdict(one) for one in those] for each, those in found.items()}, indent=1))
+        return
+    for each, those in found.items():
+        click.echo(click.style(each, bold=True))
+        for one in those:
+            click.echo(f"  {one.name:<18} {one.summary or 'broken: ' + one.problem}")
+            for fact, value in one.facts.items():
+                click.echo(f"  {'':<18}   {fact}: {value}")
+            if one.params:
+                params = ", ".join(f"{name}={default}" for name, default in one.params.items())
+                click.echo(f"  {'':<18}   parameters: {params}")
+
+
+@cli.group()
+def weights() -> None:
+    """Trained weights that scores need."""
+
+
+@weights.command("fetch")
+@click.option("--trunk", type=click.Choice(["squeeze", "alex", "vgg"]), default="squeeze", show_default=True)
+def fetch(trunk: Any) -> None:
+    """Download LPIPS's trunk weights into torch.hub's checkpoint folder (TORCH_HOME)."""
+    from ppbench.perceptual import fetch as fetch_trunk
+    from ppbench.perceptual import find_trunk
+
+    found = find_trunk(trunk)
+    click.echo(str((fetch_trunk(trunk) if isinstance(found, str) else found).path))
+
+
+def _suite_tables(suite: str | None) -> tuple[dict[str, Any], Path]:
+    """Read a suite by path or built-in name; paths in it are relative to its own folder."""
+    from ppbench.suite import BUILT_IN, read_suite
+
+    if suite is None or (not suite.endswith(".toml") and (BUILT_IN / f"{suite}.toml").exists()):
+        return read_suite(BUILT_IN / f"{suite or 'photos'}.toml"), Path.cwd()
+    path = Path(suite)
+    return read_suite(path), path.resolve().parent
+
+
+def _anchored(table: dict[str, Any]) -> dict[str, Any]:
+    """Make the path in a flag relative to the working folder, not to the suite."""
+    from ppbench.plugins import is_file
+
+    kind, colon, path = table["use"].partition(":")
+    if is_file(table["use"]):
+        file, _, attribute = table["use"].rpartition(":")
+        return {**table, "use": f"{Path(file).expanduser().resolve()}:{attribute}"}
+    if colon:
+        return {**table, "use": f"{kind}:{Path(path).expanduser().resolve()}"}
+    return table
+
+
+def main() -> None:
+    """Run the command line; every error ends in one sentence and an exit code (2 input, 3 internal, 130 Ctrl-C)."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except UserError as error:
+        click.echo(f"ppbench: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command goes on where this one stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os._exit(141)
+    except Exception as error:
+        log = Path(os.environ.get("TMPDIR", "/tmp")) / f"ppbench-{os.getpid()}.log"
+        log.write_text(traceback.format_exc())
+        click.echo(f"ppbench: internal error ({type(error).__name__}: {error}); please report {log}", err=True)
+        sys.exit(3)

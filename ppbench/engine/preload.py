@@ -1,0 +1,12 @@
+"""Imported once by the server that workers are forked from: the libraries and the frame, no data, no threads."""
+
+import lpips  # noqa: F401
+import scipy.optimize  # noqa: F401
+import scipy.stats  # noqa: F401
+import timm  # noqa: F401
+import torch
+import torchvision  # noqa: F401
+
+import ppbench.engine.worker  # noqa: F401
+
+torch.set_num_threads(1)  # a pool of threads would not survive the fork

@@ -1,0 +1,272 @@
+"""The data flow of a run: who needs what. Each artefact is made once, however many cells ask for it."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ppbench.engine.job import Engine, Job, Limits, Status
+from ppbench.plan import Cell, DatasetPlan, DefensePlan, Plan
+from ppbench.plugins import is_file
+from ppbench.ref import Ref
+from ppbench.seeding import derive_seed
+from ppbench.sources import code_digest
+from ppbench.store import Artefact, Store, json_digest
+from ppbench.threat import ThreatModel
+
+GUESSED = ("ssim", "lpips", "identification")
+
+
+class StageFailed(Exception):
+    """A stage that a cell needs has no value."""
+
+    def __init__(self, stage: str, status: Status, reason: str, log: str) -> None:
+        super().__init__(reason)
+        self.stage, self.status, self.reason, self.log = stage, status, reason, log
+
+
+@dataclass(frozen=True)
+class Step:
+    """One artefact to be made.
+
+    Attributes:
+        kind: folder of the store.
+        stage: function in `ppbench.stages`.
+        inputs: name -> artefact.
+        params: JSON values.
+        seed: names the component that draws, and nothing else, so that adding a cell changes no other.
+        code: digests of the plug-ins that act.
+    """
+
+    kind: str
+    stage: str
+    inputs: Mapping[str, Artefact]
+    params: Mapping[str, Any]
+    seed: int
+    code: tuple[str, ...] = ()
+
+
+class Flow:
+    """Makes artefacts on demand, from the store or by the engine, never the same one twice."""
+
+    def __init__(self, plan: Plan, store: Store, engine: Engine, files: Mapping[str, str]) -> None:
+        self.plan = plan
+        self.store = store
+        self.engine = engine
+        self.files = files
+        self.computed: dict[str, int] = {}
+        self.on_stage: Callable[[str, bool], None] = lambda kind, begins: None
+        self._made: dict[str, asyncio.Task[Artefact]] = {}
+
+    async def make(self, step: Step) -> Artefact:
+        """Return the artefact of a step.
+
+        Raises:
+            StageFailed: it has no value; the reason is the same for all who ask.
+        """
+        key = json_digest([step.kind, step.stage, {name: found.sha256 for name, found in step.inputs.items()},
+                           _identity(step.params), step.seed, step.code, self.plan.limits.threads,
+                           self.plan.environment])[:32]
+        if key not in self._made:
+            self._made[key] = asyncio.ensure_future(self._find_or_run(step, key))
+        return await asyncio.shield(self._made[key])
+
+    async def _find_or_run(self, step: Step, key: str) -> Artefact:
+        found = self.store.find(step.kind, key)
+        if found is not None:
+            return found
+        limits = self.plan.limits
+        with self.store.scratch() as scratch:
+            job = Job(step.stage, {name: str(found.path) for name, found in step.inputs.items()}, dict(step.params),
+                      step.seed, Limits(limits.seconds, limits.memory_mib, limits.threads),
+                      str(scratch / "output.safetensors"), str(scratch / "log.txt"))
+            self.on_stage(step.kind, True)
+            try:
+                outcome = await self.engine.run(job)
+            finally:
+                self.on_stage(step.kind, False)
+            log = scratch / "log.txt"
+            if outcome.status != "ok":
+                text = log.read_text(errors="replace") if log.exists() else ""
+                raise StageFailed(step.stage, outcome.status, outcome.reason, text)
+            self.computed[step.kind] = self.computed.get(step.kind, 0) + 1
+            output = scratch / "output.safetensors"
+            output.touch()  # stages that only report facts write none
+            return self.store.publish(step.kind, key, output, outcome.info, outcome.seconds)
+
+    # --- what a data set and a defense need
+
+    async def split(self, dataset: DatasetPlan, seed: int) -> Artefact:
+        """Private, public and test images."""
+        params = {"ref": self._ref(dataset.ref), "size": dataset.size, "sizes": asdict(dataset.sizes),
+                  "seed": derive_seed(seed, "split", dataset.ref.identity), "content": dataset.content}
+        return await self.make(Step("split", "split", {}, params, 0, (dataset.ref.code,)))
+
+    async def keys(self, cell: Cell) -> Artefact:
+        """The client's keys."""
+        return await self.make(Step("keys", "keys", {"split": await self.split(cell.dataset, cell.seed)},
+                                    self._deployed(cell.defense), derive_seed(cell.seed, "keys", cell.defense.identity()),
+                                    (cell.defense.ref.code,)))
+
+    async def release(self, cell: Cell) -> Artefact:
+        """What the defense lets out, and the test images as a client would send them."""
+        inputs = {"split": await self.split(cell.dataset, cell.seed), "keys": await self.keys(cell)}
+        params = {**self._deployed(cell.defense), "targets": self.plan.targets}
+        return await self.make(Step("release", "release", inputs, params,
+                                    derive_seed(cell.seed, "release", cell.defense.identity()), (cell.defense.ref.code,)))
+
+    async def start(self, cell: Cell) -> Artefact:
+        """The victim's public starting weights."""
+        inputs = {"split": await self.split(cell.dataset, cell.seed), "keys": await self.keys(cell)}
+        params = {**self._deployed(cell.defense), "recipe": asdict(cell.victim)}
+        return await self.make(Step("start", "start", inputs, params, derive_seed(cell.seed, "start", asdict(cell.victim)),
+                                    (cell.defense.ref.code,)))
+
+    async def victim(self, cell: Cell, trainer: Ref | None = None) -> Artefact:
+        """The trained victim; with a training attack, trained under its hand."""
+        return await self.make(self._training(cell, await self.start(cell), await self.release(cell), trainer))
+
+    async def plain_victim(self, cell: Cell) -> Artefact:
+        """The same victim trained on unprotected images; one artefact with that of the defense `none`."""
+        deployed = {"defense": None, "key_scope": None, "quantise": 8}
+        split = await self.split(cell.dataset, cell.seed)
+        keys = await self.make(Step("keys", "keys", {"split": split}, deployed, 0))
+        release = Step("release", "release", {"split": split, "keys": keys},
+                       {**deployed, "targets": self.plan.targets}, 0)
+        start = Step("start", "start", {"split": split, "keys": keys}, {**deployed, "recipe": asdict(cell.victim)},
+                     derive_seed(cell.seed, "start", asdict(cell.victim)))
+        return await self.make(self._training(cell, await self.make(start), await self.make(release)))
+
+    # --- what an adversary gets
+
+    async def view(self, cell: Cell) -> Artefact:
+        """Exactly what the threat model grants."""
+        threat, attack = cell.threat, cell.attack.refs[0]
+        inputs = {"split": await self.split(cell.dataset, cell.seed), "keys": await self.keys(cell),
+                  "release": await self.release(cell)}
+        if "gradients" in threat.grants:
+            model = {"start": await self.start(cell)} if threat.round == "first" else \
+                {"victim": await self.victim(cell)}
+            update = Step("update", "update", {**model, "release": inputs["release"]},
+                          {**self._deployed(cell.defense), **self._against(threat)},
+                          derive_seed(cell.seed, "update", cell.defense.identity(), threat.settings()),
+                          (cell.defense.ref.code,))
+            inputs |= {**model, "update": await self.make(update)}
+        elif "model" in threat.grants:
+            inputs["victim"] = await self.victim(cell, attack if cell.attack.trains else None)
+        if "pairs" in threat.grants:
+            pairs = Step("pairs", "pairs", {name: inputs[name] for name in ("split", "keys")},
+                         {**self._deployed(cell.defense), **self._against(threat)},
+                         derive_seed(cell.seed, "pairs", cell.defense.identity()), (cell.defense.ref.code,))
+            inputs["pairs"] = await self.make(pairs)
+        params = {**self._deployed(cell.defense), **self._against(threat)}
+        view = await self.make(Step("view", "view", inputs, params, 0))
+        if "oracle" not in threat.grants or "oracle" not in cell.attack.requires:
+            return view
+        asked = Step("queries", "queries", {"view": view}, {"ref": self._ref(attack)},
+                     derive_seed(cell.seed, "queries", attack.identity), (attack.code,))
+        answers = Step("answers", "answers", {"queries": await self.make(asked), "keys": inputs["keys"]},
+                       self._deployed(cell.defense), derive_seed(cell.seed, "answers", cell.defense.identity()),
+                       (cell.defense.ref.code,))
+        inputs["answers"] = await self.make(answers)
+        return await self.make(Step("view", "view", inputs, params, 0))
+
+    async def public_view(self, cell: Cell) -> Artefact:
+        """What somebody has who reads neither a release nor a private image."""
+        inputs = {"split": await self.split(cell.dataset, cell.seed)}
+        return await self.make(Step("view", "public-view", inputs, {"targets": self.plan.targets}, 0))
+
+    async def attack(self, ref: Ref, view: Artefact, seed: int) -> Artefact:
+        """An attack's reconstruction from a view, its priors learnt first."""
+        params = {"ref": self._ref(ref)}
+        seed_of = derive_seed(seed, "attack", ref.identity)
+        wanted = await self.make(Step("priors", "priors", {"view": view}, params, seed_of, (ref.code,)))
+        names = sorted(wanted.info["priors"])
+        found = await asyncio.gather(*(self.prior(wanted.info["priors"][name], ref, view, seed) for name in names))
+        inputs = {"view": view, **{f"prior:{name}": prior for name, prior in zip(names, found, strict=True)}}
+        return await self.make(Step("attack", "attack", inputs, params, seed_of, (ref.code,)))
+
+    async def prior(self, prior: dict[str, Any], ref: Ref | None, view: Artefact, seed: int) -> Artefact:
+        """What an adversary learnt: shared by all cells in which it would see the same."""
+        module = prior["class"].partition(":")[0]
+        code = ref.code if ref is not None and is_file(ref.name) else code_digest(module)
+        key = json_digest([prior, seed, code, self.plan.limits.threads, self.plan.environment])[:32]
+        if key not in self._made:
+            params = {"prior": prior, "ref": self._ref(ref) if ref is not None else None}
+            step = Step("prior", "prior", {"view": view}, params,
+                        derive_seed(seed, "prior", prior["class"], prior["params"]))
+            self._made[key] = asyncio.ensure_future(self._find_or_run(step, key))
+        return await asyncio.shield(self._made[key])
+
+    async def reconstruction(self, cell: Cell) -> tuple[Artefact, Artefact | None]:
+        """The reconstruction of a cell and, in a chain, the outer attack's estimate of the release."""
+        view = await self.view(cell)
+        outer = await self.attack(cell.attack.refs[0], view, cell.seed)
+        if len(cell.attack.refs) == 1:
+            return outer, None
+        inner_view = await self.make(Step("view", "inner-view", {"view": view, "outer": outer}, {}, 0))
+        return await self.attack(cell.attack.refs[1], inner_view, cell.seed), outer
+
+    # --- what the scorer needs
+
+    async def judge(self, cell: Cell) -> Artefact:
+        """The classifier trained on public images."""
+        inputs = {"split": await self.split(cell.dataset, cell.seed)}
+        return await self.make(Step("judge", "judge", inputs, {}, derive_seed(cell.seed, "judge")))
+
+    async def guess(self, cell: Cell, metric: str) -> Artefact | None:
+        """The best blind guesses for a metric; None where it cannot be measured."""
+        view = await self.public_view(cell)
+        params = {"metric": metric, "trunk": self.plan.score.lpips_trunk}
+        asked = Step("priors", "describe-guess", {"view": view}, params, 0)
+        try:
+            described = await self.make(asked)
+            return await self.prior(described.info["prior"], None, view, cell.seed)
+        except StageFailed as failure:
+            if failure.status == "not-applicable":
+                return None
+            raise
+
+    async def sheet(self, cell: Cell, found: Artefact, outer: Artefact | None) -> Artefact:
+        """The scores of a cell."""
+        groups = self.plan.score.groups
+        inputs = {"split": await self.split(cell.dataset, cell.seed), "release": await self.release(cell),
+                  "found": found}
+        if outer is not None:
+            inputs["outer"] = outer
+        if {"identification", "recognition"} & set(groups):
+            inputs["judge"] = await self.judge(cell)
+        for metric in GUESSED:
+            if metric in groups:
+                guess = await self.guess(cell, metric)
+                if guess is not None:
+                    inputs[f"guess:{metric}"] = guess
+        settings = {"groups": groups, "lpips_trunk": self.plan.score.lpips_trunk,
+                    "distractors": self.plan.score.distractors}
+        params = {"settings": settings, "lpips": self.plan.lpips, "targets": self.plan.targets,
+                  "labels_known": "labels" in cell.threat.grants}
+        return await self.make(Step("score", "score", inputs, params, derive_seed(cell.seed, "score")))
+
+    def _training(self, cell: Cell, start: Artefact, release: Artefact, trainer: Ref | None = None) -> Step:
+        params = {"recipe": asdict(cell.victim), **({"ref": self._ref(trainer)} if trainer else {})}
+        return Step("victim", "victim", {"start": start, "release": release}, params,
+                    derive_seed(cell.seed, "victim", asdict(cell.victim)), (trainer.code,) if trainer else ())
+
+    def _deployed(self, defense: DefensePlan) -> dict[str, Any]:
+        return {"defense": self._ref(defense.ref), "key_scope": defense.key_scope, "quantise": defense.quantise}
+
+    def _against(self, threat: ThreatModel) -> dict[str, Any]:
+        settings = {**asdict(threat), "grants": sorted(threat.grants)}
+        settings.pop("name")
+        return {"threat": {**settings, "name": ""}, "targets": self.plan.targets}
+
+    def _ref(self, ref: Ref) -> dict[str, Any]:
+        """Encode a reference; a file plug-in is loaded from the run's own copy."""
+        return replace(ref, file=self.files.get(ref.file, ref.file) if ref.file else None).as_json()
+
+
+def _identity(params: Any) -> Any:
+    """Strip what differs between folders but not between results: where files lie, and the code that keys carry."""
+    if isinstance(params, dict):
+        return {name: _identity(value) for name, value in params.items() if name not in ("file", "code")}
+    return params

@@ -1,0 +1,41 @@
+"""One one-to-one assignment of an unordered set of estimates to the targets, reused for every metric."""
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from ppbench.errors import UserError
+
+
+def assign(estimates: Tensor, targets: Tensor, within: int | None = None) -> Tensor:
+    """Match estimates to targets one-to-one so that the summed pixel error is least (Kuhn 1955; scipy's solver).
+
+    Args:
+        estimates: `[N, C, H, W]`.
+        targets: the same shape.
+        within: match only inside consecutive batches of this many (the last may be smaller); None = over all.
+
+    Returns:
+        `[N]` int64 index: `estimates[index]` is aligned with `targets`.
+
+    Raises:
+        UserError: shapes differ or `within` is not positive.
+    """
+    if estimates.shape != targets.shape:
+        raise UserError(f"estimates {list(estimates.shape)} cannot be matched to targets {list(targets.shape)}: "
+                        "return as many images as there are targets, of their shape")
+    if within is not None and within < 1:
+        raise UserError(f"within is {within}: give the size of a batch, or none to match over all")
+    count = len(estimates)
+    size = max(1, count) if within is None else within
+    pairs = zip(estimates.flatten(1).split(size), targets.flatten(1).split(size), strict=True)
+    parts = [start + _assign(mine, true) for start, (mine, true) in zip(range(0, count, size), pairs, strict=True)]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+
+
+def _assign(estimates: Tensor, targets: Tensor) -> Tensor:
+    """Return, for every target, the row of the estimate assigned to it."""
+    mine, true = estimates.double().cpu(), targets.double().cpu()
+    # The squared norms of both sides are constant over one-to-one assignments: only the products matter.
+    _, index = linear_sum_assignment((true @ mine.T).numpy(), maximize=True)
+    return torch.as_tensor(index, dtype=torch.int64)

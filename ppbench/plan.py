@@ -1,0 +1,283 @@
+"""From a suite to a plan: every name resolved, every parameter checked, every cell spelt out, before any computing."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ppbench import __version__
+from ppbench.attack import Attack, TrainingAttack
+from ppbench.data import Dataset, SplitSizes
+from ppbench.defense import Defense, KeyScope
+from ppbench.errors import UserError
+from ppbench.perceptual import find_trunk
+from ppbench.plugins import configure, is_file, load_class, suggest
+from ppbench.ref import Ref
+from ppbench.sources import code_digest, file_code_digest, versions
+from ppbench.store import file_digest, json_digest
+from ppbench.suite import AttackTable, DatasetTable, DefenseTable, LimitsTable, PlugInTable, ScoreTable, Suite
+from ppbench.threat import NAMED, ThreatModel, derived
+from ppbench.victim import Recipe
+
+FRAME = "ppbench.stages"
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """A data set and how it is split."""
+
+    ref: Ref
+    size: int | None
+    sizes: SplitSizes
+    content: str
+    """Tells two files of the same name apart."""
+
+    @property
+    def label(self) -> str:
+        """As it stands in the row."""
+        return label(self.ref)
+
+    def identity(self) -> list[Any]:
+        """What the split is a function of, seed apart."""
+        return [self.ref.identity, self.size, asdict(self.sizes)]
+
+
+@dataclass(frozen=True)
+class DefensePlan:
+    """A defense and how it is deployed."""
+
+    ref: Ref
+    key_scope: KeyScope | None
+    quantise: int
+
+    def identity(self) -> list[Any]:
+        """What the defense declares itself to be."""
+        return [self.ref.identity, self.key_scope, self.quantise]
+
+
+@dataclass(frozen=True)
+class AttackPlan:
+    """An attack or a chain of two, with what the chain requires."""
+
+    refs: tuple[Ref, ...]
+    requires: frozenset[str]
+    trains: bool
+    """The (outer) attack acts in training."""
+
+    @property
+    def label(self) -> str:
+        """`a` or `a+b`."""
+        return "+".join(label(ref) for ref in self.refs)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (dataset, defense, attack, threat model, seed)."""
+
+    dataset: DatasetPlan
+    defense: DefensePlan
+    attack: AttackPlan
+    threat: ThreatModel
+    victim: Recipe
+    seed: int
+
+    @property
+    def identity(self) -> list[Any]:
+        """What the cell declares itself to be."""
+        return [self.dataset.identity(), self.defense.identity(), [ref.identity for ref in self.attack.refs],
+                [self.threat.name, self.threat.settings()], asdict(self.victim), self.seed]
+
+    @property
+    def id(self) -> str:
+        """Folder name: 16 hex digits."""
+        return json_digest(self.identity)[:16]
+
+    @property
+    def missing(self) -> list[str]:
+        """The capabilities that the attack requires and the threat model does not grant."""
+        return sorted(self.attack.requires - self.threat.grants)
+
+    def __str__(self) -> str:
+        return f"{self.dataset.label} | {label(self.defense.ref)} | {self.attack.label} | {self.threat.name}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run is a function of."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    targets: int
+    score: ScoreTable
+    limits: LimitsTable
+    environment: dict[str, Any]
+    """Versions, device and the frame's own sources."""
+    lpips: str = ""
+    """LPIPS's definition, or why it is not measured."""
+
+    def fingerprint(self, cell: Cell) -> str:
+        """Digest of all that a row is a function of: a finished row is kept while this stays the same."""
+        codes = [cell.dataset.ref.code, cell.dataset.content, cell.defense.ref.code,
+                 [ref.code for ref in cell.attack.refs]]
+        return json_digest([cell.identity, codes, self.targets, self.score.model_dump(), self.lpips,
+                            self.limits.threads, self.environment])
+
+    def as_json(self) -> dict[str, Any]:
+        """What plan.json holds."""
+        return {"ppbench": __version__, "name": self.name, "targets": self.targets,
+                "score": self.score.model_dump(), "limits": self.limits.model_dump(),
+                "environment": self.environment, "lpips": self.lpips,
+                "cells": [{"id": cell.id, "fingerprint": self.fingerprint(cell), "identity": cell.identity,
+                           "code": [ref.code for ref in (cell.dataset.ref, cell.defense.ref, *cell.attack.refs)]}
+                          for cell in self.cells]}
+
+
+def label(ref: Ref) -> str:
+    """Name a component in a row: as it was given, without folders."""
+    if ref.group == "datasets" and set(ref.params) >= {"path"}:
+        return f"{ref.name}:{Path(ref.params['path']).name}"
+    return Path(ref.name).name if is_file(ref.name) else ref.name
+
+
+def make_plan(suite: Suite, folder: Path) -> Plan:
+    """Resolve a suite; paths in it are relative to `folder`.
+
+    Raises:
+        UserError: a name, parameter or threat model is wrong; says which and what would do.
+    """
+    threats = _threats(suite)
+    victim: Recipe = configure(Recipe, "victim", dict(suite.victim))
+    datasets = [_dataset(table, folder) for table in suite.dataset]
+    defenses = [_defense(table, folder) for table in suite.defense]
+    attacks = [(_attack(table, folder), _threats_of(table, threats, folder)) for table in suite.attack]
+    cells = _unique([Cell(dataset, defense, attack, threat, victim, seed)
+                     for seed in suite.seeds for dataset in datasets for defense in defenses
+                     for attack, those in attacks for threat in those])
+    for dataset in datasets:
+        if suite.targets > dataset.sizes.private:
+            raise UserError(f"targets is {suite.targets}, but {dataset.label} has {dataset.sizes.private} private "
+                            "images: lower targets or raise private")
+    environment = {"versions": versions(), "device": "cpu", "frame": code_digest(FRAME)}
+    return Plan(suite.name, cells, suite.targets, suite.score, suite.limits, environment, _lpips(suite.score))
+
+
+def _lpips(table: ScoreTable) -> str:
+    """Find LPIPS's weights before the run, downloading them where the network answers."""
+    if "lpips" not in table.groups:
+        return ""
+    found = find_trunk(table.lpips_trunk, download=True)
+    return found if isinstance(found, str) else found.definition
+
+
+def _unique(cells: list[Cell]) -> tuple[Cell, ...]:
+    """Drop repeated cells, keeping the order."""
+    return tuple({cell.id: cell for cell in cells}.values())
+
+
+def _ref(group: str, table: PlugInTable, folder: Path) -> tuple[Ref, type]:
+    """Resolve a table's plug-in and hold its parameters to the class."""
+    name, params, file = table.use, table.params, None
+    if is_file(name):
+        path, _, attribute = name.rpartition(":")
+        source = (folder / path).resolve()
+        cls = load_class(group, name, str(source))
+        file, name = str(source), f"{source.name}:{attribute}"
+        code = file_code_digest(source)
+    else:
+        if ":" in name:
+            name, _, path = name.partition(":")
+            params = {"path": path, **params}
+        cls = load_class(group, name)
+        code = code_digest(cls.__module__)
+    component = configure(cls, name, params)
+    return Ref(group, name, _declared(component, params), code, file), cls
+
+
+def _declared(component: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """Return the validated values of the parameters that were given, so that `1` and `1.0` are one cell."""
+    if not is_dataclass(component):
+        return params
+    return {field.name: getattr(component, field.name) for field in fields(component) if field.name in params}
+
+
+def _dataset(table: DatasetTable, folder: Path) -> DatasetPlan:
+    ref, cls = _ref("datasets", table, folder)
+    assert issubclass(cls, Dataset)
+    sizes = SplitSizes(table.private, table.public, table.test)
+    content = ""
+    if "path" in ref.params:
+        path = (folder / Path(ref.params["path"]).expanduser()).resolve()
+        ref = Ref(ref.group, ref.name, ref.params, ref.code, file=str(path))
+        content = _content(path)
+    size = table.size if table.size is not None else cls.default_size
+    return DatasetPlan(ref, size, sizes, content)
+
+
+def _content(path: Path) -> str:
+    """Digest a file, or the names, sizes and times of a folder's files."""
+    try:
+        if path.is_file():
+            return file_digest(path)
+        stats = [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns)
+                 for p in sorted(path.rglob("*")) if p.is_file()]
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+    return sha256(repr(stats).encode()).hexdigest()
+
+
+def _defense(table: DefenseTable, folder: Path) -> DefensePlan:
+    ref, cls = _ref("defenses", table, folder)
+    assert issubclass(cls, Defense)
+    scopes = cls.key_scopes
+    if table.key_scope is not None and table.key_scope not in scopes:
+        raise UserError(f"{ref.name}: the key scope {table.key_scope!r} is not supported; "
+                        + (f"choose one of {', '.join(scopes)}" if scopes else "the defense has no key"))
+    return DefensePlan(ref, table.key_scope or (scopes[0] if scopes else None), table.quantise)
+
+
+def _attack(table: AttackTable, folder: Path) -> AttackPlan:
+    outer, cls = _ref("attacks", table, folder)
+    assert issubclass(cls, Attack)
+    refs, requires = [outer], set(cls.requires)
+    _check_requires(outer.name, cls.requires)
+    if table.then is not None:
+        inner, inner_cls = _ref("attacks", table.then, folder)
+        assert issubclass(inner_cls, Attack)
+        _check_requires(inner.name, inner_cls.requires)
+        if issubclass(inner_cls, TrainingAttack):
+            raise UserError(f"{inner.name} acts in training and cannot follow {outer.name}: let it come first")
+        refs.append(inner)
+        requires |= set(inner_cls.requires) - {"images"}
+    return AttackPlan(tuple(refs), frozenset(requires), issubclass(cls, TrainingAttack))
+
+
+def _check_requires(name: str, requires: frozenset[str]) -> None:
+    known = NAMED["full-knowledge"].grants
+    for capability in sorted(set(requires) - set(known)):
+        raise UserError(f"{name} requires the unknown capability {capability!r}{suggest(capability, sorted(known))}")
+
+
+def _threats(suite: Suite) -> dict[str, ThreatModel]:
+    found = dict(NAMED)
+    for table in suite.threat:
+        if table.base not in found:
+            raise UserError(f"threat.{table.name}: there is no threat model {table.base!r}"
+                            f"{suggest(table.base, list(found))}")
+        try:
+            found[table.name] = derived(table.name, found[table.base], table.settings)
+        except ValueError as error:
+            raise UserError(f"threat.{table.name}: {error}") from error
+    return found
+
+
+def _threats_of(table: AttackTable, threats: Mapping[str, ThreatModel], folder: Path,
+                ) -> list[ThreatModel]:
+    names = table.threats
+    if names is None:
+        _, cls = _ref("attacks", table, folder)
+        names = [cls.default_threat]  # type: ignore[attr-defined]
+    for name in names:
+        if name not in threats:
+            raise UserError(f"{table.use}: there is no threat model {name!r}{suggest(name, list(threats))}")
+    return [threats[name] for name in names]

@@ -1,0 +1,249 @@
+"""Scoring: the only place, beside the defense itself, that sees both a reconstruction and the private images."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppbench.attack import Reconstruction
+from ppbench.calibrate import Guesses, draw_like, unordered_floor
+from ppbench.codec import Tensors
+from ppbench.data import Split
+from ppbench.defense import Release, resize
+from ppbench.judge import Judge
+from ppbench.matching import assign
+from ppbench.metrics import (
+    IDENTIFICATION_DEFINITION,
+    PSNR_DEFINITION,
+    SSIM_DEFINITION,
+    identification,
+    identification_unordered,
+    psnr,
+    ssim,
+)
+from ppbench.perceptual import Lpips, Net, Trunk, find_trunk
+from ppbench.seeding import spawn
+from ppbench.stats import mean_interval, paired_difference_interval
+
+PERFECT: dict[str, float] = {"ssim": 1.0, "lpips": 0.0, "identification": 1.0}
+RECOGNITION_DEFINITION = "top-1 of a small ConvNet trained on the public images"
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """What is measured, and how.
+
+    Attributes:
+        groups: `ssim`, `psnr`, `lpips`, `identification`, `recognition`.
+        lpips_trunk: LPIPS's network.
+        distractors: gallery images beside the targets, or all there are.
+    """
+
+    groups: list[str]
+    lpips_trunk: Net = "squeeze"
+    distractors: int = 1000
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the scorer holds a reconstruction against.
+
+    Attributes:
+        images: the split; the targets are its first private images.
+        release: what was released.
+        targets: how many private images are scored.
+        labels_known: the adversary knows the targets' labels.
+        guesses: metric -> best blind guesses.
+        judge: weights of the classifier trained on public images.
+    """
+
+    images: Split
+    release: Release
+    targets: int
+    labels_known: bool
+    guesses: Mapping[str, Guesses]
+    judge: Tensors | None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The scores of one cell.
+
+    Attributes:
+        values: column -> figure; absent = not measured.
+        texts: column -> text: definitions, floor methods.
+        notes: why something was not measured.
+        per_image: column -> `[n_targets]`.
+        shown: `[n_targets, C, H, W]`: the estimates, fitted to the private shape and matched to the targets.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    per_image: Tensors = field(default_factory=dict)
+    shown: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+def score(truth: Truth, found: Reconstruction, outer: Reconstruction | None, settings: ScoreSettings,
+          rng: torch.Generator) -> Sheet:
+    """Score a reconstruction, and beside each figure the floor that a blind guess reaches on the same targets.
+
+    Args:
+        truth: private images, release and what calibrates the figures.
+        found: the attack's (or the chain's inner attack's) reconstruction.
+        outer: in a chain, the outer attack's estimate of the released images.
+        settings: what is measured.
+        rng: for the bootstrap and the unordered floor.
+    """
+    private = truth.images.private[: truth.targets].pixels
+    released = outer or (found if found.of == "released" else None)
+    aligned, within = _order(truth, found, outer)
+    estimates = resize(found.images, (private.shape[1], private.shape[2], private.shape[3]))
+    if not aligned:
+        estimates = estimates[assign(estimates, private, within)]
+    lpips = _lpips(settings)
+    sheet = Sheet(shown=estimates)
+    if isinstance(lpips, str):
+        sheet.notes.append(lpips)
+    scorers = _scorers(truth, private, aligned, settings, lpips if isinstance(lpips, Lpips) else None)
+    floors = _floors(truth, private, aligned, within, scorers, spawn(rng), sheet)
+    for name, scorer in scorers.items():
+        per_image = scorer(estimates).double()
+        sheet.per_image[name] = per_image
+        sheet.values[name] = float(per_image.mean())
+        if name in floors:
+            _calibrate(sheet, name, per_image, floors[name], spawn(rng))
+    if "identification" in scorers:
+        sheet.values["gallery"] = len(_gallery(truth, settings))
+    _spread(sheet, spawn(rng))
+    _recognise(truth, estimates, settings, spawn(rng), sheet)
+    if released is not None:
+        _score_release(truth, released, settings, sheet)
+    _define(sheet, settings, lpips)
+    return sheet
+
+
+def _order(truth: Truth, found: Reconstruction, outer: Reconstruction | None) -> tuple[bool, int | None]:
+    """Say whether estimate i is of target i, all along the chain; otherwise within which batches it may stand."""
+    if (found.of == "released" or outer is not None) and truth.release.source is None:
+        return False, None
+    links = [link for link in (outer, found) if link is not None and not link.aligned]
+    if not links:
+        return True, None
+    widths = [link.within for link in links]
+    return False, None if None in widths else max(width for width in widths if width is not None)
+
+
+def _lpips(settings: ScoreSettings) -> Lpips | str | None:
+    if "lpips" not in settings.groups:
+        return None
+    trunk = find_trunk(settings.lpips_trunk)
+    return Lpips(trunk) if isinstance(trunk, Trunk) else trunk
+
+
+Scorer = Callable[[Tensor], Tensor]
+
+
+def _scorers(truth: Truth, private: Tensor, aligned: bool, settings: ScoreSettings,
+             lpips: Lpips | None) -> dict[str, Scorer]:
+    """Return, for each column, the function from aligned estimates to one score a target."""
+    scorers: dict[str, Scorer] = {}
+    if "ssim" in settings.groups:
+        scorers["ssim"] = lambda x: ssim(x, private)
+    if "psnr" in settings.groups:
+        scorers["psnr"] = lambda x: psnr(x, private)
+    if lpips is not None:
+        with torch.no_grad():
+            reference = lpips.features(private)
+        scorers["lpips"] = lambda x: lpips.distance(lpips.features(x), reference).detach()
+    if "identification" in settings.groups:
+        retrieve = identification if aligned else identification_unordered
+        gallery = _gallery(truth, settings)
+        scorers["identification"] = lambda x: retrieve(x, gallery)
+        if truth.judge is not None:
+            judge = Judge(truth.judge)
+            features = judge.features(gallery)
+            scorers["identification_feature"] = lambda x: retrieve(judge.features(x), features)
+    return scorers
+
+
+def _gallery(truth: Truth, settings: ScoreSettings) -> Tensor:
+    """Return the targets, then the distractors: other private images and test images, none of the public ones."""
+    others = torch.cat([truth.images.private.pixels[truth.targets:], truth.images.test.pixels])
+    return torch.cat([truth.images.private.pixels[: truth.targets], others[: settings.distractors]])
+
+
+def _floors(truth: Truth, private: Tensor, aligned: bool, within: int | None, scorers: Mapping[str, Scorer],
+            rng: torch.Generator, sheet: Sheet) -> dict[str, Tensor]:
+    """Score the best blind guesses on the targets by the same protocol as the attack."""
+    labels = truth.images.private.labels[: truth.targets] if truth.labels_known else None
+    if not aligned:
+        measured = [metric for metric in PERFECT if metric in scorers]
+        sheet.texts.update({f"{metric}_floor_method": "random public images, assigned" for metric in measured})
+        return unordered_floor(truth.images.public, labels, private,
+                               {name: scorers[name] for name in measured}, rng, within)
+    floors: dict[str, Tensor] = {}
+    for metric, guesses in truth.guesses.items():
+        if metric in scorers:
+            guess = guesses.knowing(labels)
+            floors[metric] = scorers[metric](guess.for_targets(labels, truth.targets, truth.images.public)).double()
+            sheet.texts[f"{metric}_floor_method"] = guess.method
+    return floors
+
+
+def _calibrate(sheet: Sheet, name: str, per_image: Tensor, floor: Tensor, rng: torch.Generator) -> None:
+    """Add floor and leakage, the latter with the interval of the paired difference to the floor."""
+    perfect, low = PERFECT[name], float(floor.mean())
+    sheet.per_image[f"{name}_floor"] = floor
+    sheet.values[f"{name}_floor"] = low
+    if perfect != low:
+        sheet.values[f"leakage_{name}"] = (sheet.values[name] - low) / (perfect - low)
+        ends = [end / (perfect - low) for end in paired_difference_interval(per_image, floor, rng)]
+        sheet.values[f"leakage_{name}_low"], sheet.values[f"leakage_{name}_high"] = min(ends), max(ends)
+
+
+def _spread(sheet: Sheet, rng: torch.Generator) -> None:
+    """Add intervals over targets and the worst image, which an average hides."""
+    if "ssim" in sheet.per_image:
+        sheet.values["ssim_low"], sheet.values["ssim_high"] = mean_interval(sheet.per_image["ssim"], rng)
+        sheet.values["ssim_worst"] = float(sheet.per_image["ssim"].max())
+    if "lpips" in sheet.per_image:
+        sheet.values["lpips_worst"] = float(sheet.per_image["lpips"].min())
+
+
+def _recognise(truth: Truth, estimates: Tensor, settings: ScoreSettings, rng: torch.Generator, sheet: Sheet) -> None:
+    """Add whether the judge sees the targets' classes in the estimates; its floor is a public image of the label."""
+    if "recognition" not in settings.groups or truth.judge is None:
+        return
+    judge, labels = Judge(truth.judge), truth.images.private.labels[: truth.targets]
+    right = (judge.predict(estimates) == labels).double()
+    drawn = draw_like(truth.images.public, labels if truth.labels_known else None, len(labels), rng)
+    sheet.per_image["recognition"] = right
+    sheet.values["recognition"] = float(right.mean())
+    sheet.values["recognition_floor"] = float((judge.predict(drawn.pixels) == labels).double().mean())
+
+
+def _score_release(truth: Truth, found: Reconstruction, settings: ScoreSettings, sheet: Sheet) -> None:
+    """Add how well the released images came back, before anything is undone."""
+    released = truth.release.images[: truth.targets]
+    estimates = found.images
+    if not found.aligned:
+        estimates = estimates[assign(estimates, released, found.within)]
+    sheet.per_image["release_psnr"] = psnr(estimates, released)
+    sheet.values["release_psnr"] = float(sheet.per_image["release_psnr"].mean())
+    if "ssim" in settings.groups and min(released.shape[2:]) >= 11:
+        sheet.per_image["release_ssim"] = ssim(estimates, released)
+        sheet.values["release_ssim"] = float(sheet.per_image["release_ssim"].mean())
+
+
+def _define(sheet: Sheet, settings: ScoreSettings, lpips: Lpips | str | None) -> None:
+    """Pin what every figure means."""
+    definitions: dict[str, Any] = {"ssim": SSIM_DEFINITION, "psnr": PSNR_DEFINITION,
+                                   "identification": IDENTIFICATION_DEFINITION, "recognition": RECOGNITION_DEFINITION}
+    for name, definition in definitions.items():
+        if name in sheet.values:
+            sheet.texts[f"{name}_def"] = definition
+    if isinstance(lpips, Lpips):
+        sheet.texts["lpips_def"] = lpips.definition

@@ -1,0 +1,86 @@
+"""What a component's results rest on besides its inputs: its sources, and the libraries' versions."""
+
+import ast
+import importlib.util
+import platform
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "lpips", "scikit-image")
+
+
+@cache
+def code_digest(module: str) -> str:
+    """Hash the sources statically reachable from a module inside its own top-level package, without importing them."""
+    top = module.partition(".")[0]
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        return ""
+    root = Path(next(iter(spec.submodule_search_locations))) if spec.submodule_search_locations else None
+    if root is None:
+        return file_code_digest(Path(spec.origin))
+    files: dict[str, bytes] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = _module_file(root, name)
+        if path is None or name in files:
+            continue
+        files[name] = path.read_bytes()
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        waiting += [found for found in _imports(files[name], package) if found.partition(".")[0] == top]
+    return _hash(files)
+
+
+def file_code_digest(path: Path) -> str:
+    """Hash a file plug-in and what it imports of ppbench."""
+    content = path.read_bytes()
+    found = sorted({name for name in _imports(content, "") if name.partition(".")[0] == "ppbench"})
+    return _hash({path.name: content, **{name: code_digest(name).encode() for name in found}})
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that figures depend on."""
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            found[library] = ""
+    return found
+
+
+def _module_file(root: Path, name: str) -> Path | None:
+    base = root.joinpath(*name.split(".")[1:])
+    candidates = (base / "__init__.py", base.with_suffix(".py")) if base != root else (root / "__init__.py",)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _imports(source: bytes, package: str) -> list[str]:
+    """Return every module name that an import statement may mean; names of attributes do no harm."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return []
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([base] if base else [])])
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return found
+
+
+def _hash(files: dict[str, bytes]) -> str:
+    digest = sha256()
+    for name in sorted(files):
+        digest.update(f"{name} {len(files[name])}\n".encode())
+        digest.update(files[name])
+    return digest.hexdigest()

@@ -1,0 +1,65 @@
+"""Intervals over targets: 95 % bootstrap of a mean and of a paired difference."""
+
+import math
+import warnings
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import DegenerateDataWarning, bootstrap
+from torch import Tensor
+
+from ppbench.errors import UserError
+
+LEVEL = 0.95
+RESAMPLES = 5000
+_BATCH_VALUES = 2**21  # resampled values held at once: 16 MiB
+
+
+class Interval(NamedTuple):
+    """The two ends of a 95 % interval; NaN where there is none."""
+
+    low: float
+    high: float
+
+
+def mean_interval(values: Tensor, rng: torch.Generator) -> Interval:
+    """Return the 95 % bootstrap interval of the mean over targets (BCa, Efron 1987; 5,000 resamples).
+
+    Where BCa is undefined (equal values, say) the percentile interval takes its place.
+
+    Args:
+        values: `[N]`, one score a target.
+        rng: decides the resamples: equal generators give equal intervals.
+
+    Returns:
+        The interval; (NaN, NaN) for fewer than two values or where one is not finite.
+    """
+    seed = int(torch.randint(2**62, (), generator=rng))
+    sample = values.detach().cpu().double().numpy()
+    if len(sample) < 2 or not np.isfinite(sample).all():
+        return Interval(math.nan, math.nan)
+    interval = _interval(sample, seed, "BCa")
+    return interval if math.isfinite(interval.low) and math.isfinite(interval.high) else \
+        _interval(sample, seed, "percentile")
+
+
+def paired_difference_interval(a: Tensor, b: Tensor, rng: torch.Generator) -> Interval:
+    """Return the 95 % bootstrap interval of the mean of `a - b`, both `[N]` scores of the same targets in one order.
+
+    Raises:
+        UserError: the two differ in length.
+    """
+    if a.shape != b.shape:
+        raise UserError(f"paired scores need the same targets, but there are {len(a)} and {len(b)}: "
+                        "compare cells of one run")
+    return mean_interval(a.double() - b.double(), rng)
+
+
+def _interval(sample: np.ndarray, seed: int, method: Literal["BCa", "percentile"]) -> Interval:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = bootstrap((sample,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method=method,
+                          batch=max(1, _BATCH_VALUES // len(sample)), rng=np.random.default_rng(seed))
+    return Interval(float(found.confidence_interval.low), float(found.confidence_interval.high))

@@ -1,0 +1,138 @@
+"""The artefact store: what was computed once is found again, and nothing half-written is ever believed."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+_DATA, _META = "data.safetensors", "meta.json"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A stored value.
+
+    Attributes:
+        kind: `split`, `release`, `keys`, `victim`, `view`, `prior`, ...
+        key: digest of all it depends on.
+        path: the safetensors file.
+        sha256: digest of the file: what depends on the value depends on this.
+        info: small facts beside the value (JSON), say an accuracy.
+        seconds: how long it took to compute.
+    """
+
+    kind: str
+    key: str
+    path: Path
+    sha256: str
+    info: dict[str, Any]
+    seconds: float
+
+
+class Store:
+    """A folder `<root>/<kind>/<key>/{meta.json, data.safetensors}`; safe for several writers at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._checked: dict[tuple[str, str], Artefact] = {}
+
+    def find(self, kind: str, key: str) -> Artefact | None:
+        """Return a stored artefact; None if it is absent or damaged (its checksum is compared once)."""
+        if (kind, key) in self._checked:
+            return self._checked[kind, key]
+        folder = self.root / kind / key
+        try:
+            meta = json.loads((folder / _META).read_text())
+            intact = file_digest(folder / _DATA) == meta["sha256"] and _self_digest(meta) == meta["digest"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if not intact:
+            return None
+        found = Artefact(kind, key, folder / _DATA, meta["sha256"], meta["info"], meta["seconds"])
+        self._checked[kind, key] = found
+        return found
+
+    def publish(self, kind: str, key: str, data: Path, info: dict[str, Any], seconds: float) -> Artefact:
+        """Move a finished file into the store, whole or not at all; a damaged predecessor is replaced."""
+        meta = {"sha256": file_digest(data), "info": info, "seconds": seconds}
+        meta["digest"] = _self_digest(meta)
+        with self.scratch() as scratch:
+            fresh = scratch / key
+            fresh.mkdir()
+            data.rename(fresh / _DATA)
+            write_synced(fresh / _META, json.dumps(meta, sort_keys=True).encode())
+            _sync(fresh / _DATA)
+            final = self.root / kind / key
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if final.exists():
+                final.rename(scratch / "replaced")
+            try:
+                fresh.rename(final)
+            except OSError:  # another run published the same artefact in between
+                if not final.is_dir():
+                    raise
+            _sync(final.parent)
+        self._checked.pop((kind, key), None)
+        found = self.find(kind, key)
+        if found is None:
+            raise OSError(f"{final} cannot be read back: check the disk")
+        return found
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Yield an empty folder on the store's own file system; it is removed afterwards."""
+        parent = self.root / "tmp"
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_synced(temporary, content)
+    temporary.replace(path)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def json_digest(value: Any) -> str:
+    """Return the SHA-256 of a JSON value."""
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _self_digest(meta: dict[str, Any]) -> str:
+    return json_digest({name: value for name, value in meta.items() if name != "digest"})
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
