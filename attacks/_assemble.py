@@ -15,8 +15,7 @@ from torch import Tensor
 from ppbench.blocks import permutations
 
 Grid = tuple[int, int]
-_NOISE_ROWS = 4096  # noise is drawn once a generation and looked up: drawing it anew would take half the time
-_SAME = 1e-4
+_SAME = 1e-4  # costs of boards nearer than this are rounding
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Search:
     restarts: int = 16
     generations: int = 24
     patience: int = 6
-    noise: float = 1.0
+    noise: float = 1.5
     contact: float = 2.0
     inherit: float = 2.0
 
@@ -123,27 +122,28 @@ class _Population:
     def __setitem__(self, puzzles: Tensor, other: "_Population") -> None:
         self.boards[puzzles], self.costs[puzzles] = other.boards, other.costs
 
-    def joined(self, other: "_Population") -> "_Population":
-        """Return the best of both, as many as here; of boards that cost the same (copies, nearly always) one counts."""
-        costs, rank = torch.cat([self.costs, other.costs], 1).sort(dim=1, stable=True)
-        boards = torch.cat([self.boards, other.boards], 1)[torch.arange(len(rank))[:, None], rank]
-        copies = torch.zeros_like(costs, dtype=torch.int8)
-        copies[:, 1:] = (costs[:, 1:] - costs[:, :-1]).abs() < _SAME
-        kept = copies.argsort(dim=1, stable=True)[:, : self.costs.shape[1]]
-        return _Population(boards[torch.arange(len(kept))[:, None], kept], costs.gather(1, kept))
+
+def _fittest(boards: Tensor, costs: Tensor, keep: int) -> _Population:
+    """Pick the `keep` cheapest; of boards that cost the same (copies, nearly always) all but one come last."""
+    costs, rank = costs.sort(dim=1, stable=True)
+    copies = torch.zeros_like(costs, dtype=torch.int8)
+    copies[:, 1:] = (costs[:, 1:] - costs[:, :-1]).abs() < _SAME
+    kept = copies.argsort(dim=1, stable=True)[:, :keep]
+    return _Population(boards[torch.arange(len(boards))[:, None], rank.gather(1, kept)], costs.gather(1, kept))
 
 
 def _evolve(costs: Tensor, grid: Grid, rng: torch.Generator, search: Search) -> Tensor:
     """Return the best board of every puzzle, `[N, H, W]`."""
-    first = _generation(costs, grid, None, rng, search)
-    found = first.joined(first)
+    found = _generation(costs, grid, None, rng, search)
     stale = torch.zeros(len(costs), dtype=torch.int64)
     for _ in range(search.generations):
         open_ = (stale < search.patience).nonzero()[:, 0]
         if not len(open_):
             break
         before = found[open_]
-        after = before.joined(_generation(costs[open_], grid, _parents(before.boards, rng), rng, search))
+        children = _generation(costs[open_], grid, _parents(before.boards, rng), rng, search)
+        after = _fittest(torch.cat([before.boards, children.boards], 1), torch.cat([before.costs, children.costs], 1),
+                         search.restarts)
         stale[open_] = torch.where(after.costs[:, 0] < before.costs[:, 0] - _SAME, 0, stale[open_] + 1)
         found[open_] = after
     return found.boards[:, 0]
@@ -157,10 +157,10 @@ def _parents(boards: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _generation(costs: Tensor, grid: Grid, parents: Tensor | None, rng: torch.Generator, search: Search) -> _Population:
-    """Grow `restarts` boards a puzzle, with or without parents."""
+    """Grow `restarts` boards a puzzle, with or without parents; the best first."""
     growth = _Growth(costs, grid, parents, rng, search)
     boards = growth.run().view(len(costs), search.restarts, *grid)
-    return _Population(boards, board_costs(costs, boards))
+    return _fittest(boards, board_costs(costs, boards), search.restarts)
 
 
 class _Growth:
@@ -183,7 +183,6 @@ class _Growth:
         self.table = _price_rows(costs)
         self.first_row = (self.each // search.restarts)[:, None] * 4 * (pieces + 1) + torch.arange(4) * (pieces + 1)
         self.heirlooms = None if parents is None else _neighbours(parents.flatten(0, 1), pieces)
-        self.noise = search.noise * torch.randn(_NOISE_ROWS, pieces + 1, generator=rng)
         self.canvas = torch.full((boards, places), pieces)
         self.taken = torch.zeros(boards, pieces + 1, dtype=torch.bool)
         self.taken[:, pieces] = True
@@ -236,7 +235,7 @@ class _Growth:
         prices = self.table[rows[:, 0]]
         for direction in range(1, 4):
             prices += self.table[rows[:, direction]]
-        prices += self.noise[torch.randint(_NOISE_ROWS, board.shape, generator=self.rng)]
+        prices += self.search.noise * torch.randn(prices.shape, generator=self.rng)
         if self.heirlooms is not None:
             mates = self.heirlooms[board[:, None], :, torch.arange(4), around].flatten(1)
             prices.scatter_add_(1, mates, prices.new_tensor(-self.search.inherit).expand(mates.shape))

@@ -2,7 +2,7 @@
 
 Position embeddings are added to the embedded patches, so that for one image `dL/dpos` is the gradient at every token,
 and the gradient of the patch projection is `sum_t delta_t x_t`: a linear system in the patches x (Lu et al. 2022,
-"APRIL"). It is determined where the width is at least the number of tokens.
+"APRIL"). It is determined where the width exceeds the number of patches (layer normalisation costs one dimension).
 """
 
 import torch
@@ -33,7 +33,7 @@ def vit_inputs(net: nn.Module, grads: Tensors, shape: Shape) -> Tensor | None:
         return None
     size, width = projection.kernel_size[0], projection.out_channels
     tokens = (shape[1] // size) * (shape[2] // size)
-    if projection.kernel_size != projection.stride or tokens > min(width, positions.shape[2]):
+    if projection.kernel_size != projection.stride or tokens >= min(width, positions.shape[2]):
         return None
     delta = positions[:, 0, -tokens:].double()  # class and register tokens come first
     patches = torch.linalg.lstsq(delta.mT, weight.flatten(2).double(), driver="gelsd").solution

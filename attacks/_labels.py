@@ -59,8 +59,8 @@ def labels_from_bias(bias: Tensor, probabilities: Tensor, size: int) -> Tensor:
 
 
 def _last_linear(net: nn.Module, classes: int) -> str:
-    fitting = [name for name, module in net.named_modules()
-               if isinstance(module, nn.Linear) and module.out_features == classes]
+    fitting: list[str] = [name for name, module in net.named_modules()
+                          if isinstance(module, nn.Linear) and module.out_features == classes]
     if not fitting:
         raise NotApplicable(f"gradient matching reads the labels from a last linear layer with {classes} outputs, "
                             "which this victim lacks: choose another model in [victim]")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 # A log cost further out than this says no more than "surely" or "never"; it must not outvote the rest of a board.
 LIMIT = 20.0
-# What a seam's best rival is worth at least, so that exact copies (flat pieces) do not divide by nothing.
-_FLOOR = 1e-3
+# Added to every cost before the logarithm: about one grey level, so that exact copies (flat pieces) claim no more.
+_FLOOR = 1.0
 
 
 def combo(pieces: Tensor, shrink: float = 2.0) -> Tensor:
@@ -54,7 +54,7 @@ def prediction(pieces: Tensor) -> Tensor:
     """Sum of absolute differences between the pixels beyond an edge, extrapolated linearly, and those found there.
 
     Pomeranz, Shemesh & Ben-Shahar, "A fully automated greedy square jigsaw puzzle solver", CVPR 2011, in CIELAB, with
-    p = q = 1 in place of their 3/10 and 1/16 (no worse beside MGC, and 50 times as fast).
+    p = q = 1 in place of their 3/10 and 1/16 (measured no worse beside MGC, and some 40 times as fast at 224/16).
 
     Args:
         pieces: `[N, P, C, s, s]` in [0, 1].
@@ -134,12 +134,13 @@ def _mahalanobis(edge: Tensor, steps: Tensor, beyond: Tensor, shrink: float) -> 
     scatter = (steps - mean) @ (steps - mean).mT
     dummies = 2 * (torch.eye(channels, dtype=edge.dtype) + 1)  # (1,1,1), the unit vectors, their negatives, and zero
     common = scatter.mean(1, keepdim=True) / length
-    precision = torch.linalg.inv((scatter + dummies + shrink * common) / (length + 2 * channels + 2 + shrink))
+    precision: Tensor = torch.linalg.inv((scatter + dummies + shrink * common) / (length + 2 * channels + 2 + shrink))
     expected = edge + mean
     weighted = precision @ expected
     squares = precision.flatten(2) @ (beyond @ beyond.mT).flatten(2).mT
     products = weighted.flatten(2) @ beyond.flatten(2).mT
-    return (squares - 2 * products + (expected * weighted).sum((2, 3))[..., None]).clamp_min(0)
+    distances: Tensor = squares - 2 * products + (expected * weighted).sum((2, 3))[..., None]
+    return distances.clamp_min(0)
 
 
 def _prediction_across(pieces: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Batch-norm statistics: the mean and variance of every BN layer's input, for each group of images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ class Moments(NamedTuple):
     variance: Tensor
 
 
-class Sums(NamedTuple):
+class RawMoments(NamedTuple):
     """First and second moment, E[x] and E[x^2], `[N, channels]` of one layer's input in each image."""
 
     first: Tensor
@@ -28,7 +28,7 @@ def bn_layers(net: nn.Module) -> list[_BatchNorm]:
     return [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
-class _Sums(torch.autograd.Function):
+class _FusedMoments(torch.autograd.Function):
     """E[x] and E[x^2] over the last axis: one fused pass back, several times faster than var_mean's."""
 
     @staticmethod
@@ -43,12 +43,12 @@ class _Sums(torch.autograd.Function):
         return torch.addcmul(first, values, second, value=2)
 
 
-def per_image(values: Tensor) -> Sums:
+def per_image(values: Tensor) -> RawMoments:
     """Return the moments of a layer's input `[N, C, ...]`, one row an image."""
-    return Sums(*_Sums.apply(values.reshape(*values.shape[:2], -1)))
+    return RawMoments(*_FusedMoments.apply(values.reshape(*values.shape[:2], -1)))
 
 
-def pool(sums: Sums, group: Tensor, groups: int) -> Moments:
+def pool(raw: RawMoments, group: Tensor, groups: int) -> Moments:
     """Join the rows of images into one row a group, `group[i]` in `[0, groups)` being where image i belongs.
 
     Every group must have an image.
@@ -56,21 +56,16 @@ def pool(sums: Sums, group: Tensor, groups: int) -> Moments:
     share = torch.zeros(groups, len(group), device=group.device)
     share[group, torch.arange(len(group), device=group.device)] = 1
     share /= share.sum(1, keepdim=True)
-    mean = share @ sums.first
-    return Moments(mean, share @ sums.second - mean ** 2)
+    mean = share @ raw.first
+    return Moments(mean, share @ raw.second - mean ** 2)
 
 
 @contextmanager
-def recorded(net: nn.Module) -> Iterator[list[Sums]]:
+def recorded(net: nn.Module) -> Iterator[list[RawMoments]]:
     """Collect `per_image` of every BN layer's input in a forward pass, in the order of the calls."""
-    found: list[Sums] = []
-    hooks = [layer.register_forward_pre_hook(lambda _, inputs: found.append(per_image(inputs[0])))
-             for layer in bn_layers(net)]
-    try:
+    found: list[RawMoments] = []
+    with _watched(net, lambda _, values: found.append(per_image(values))):
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @torch.no_grad()
@@ -89,10 +84,11 @@ def group_statistics(net: nn.Module, images: Tensor, group: Tensor, groups: int,
         with recorded(net) as found:
             net(part)
         passes.append(found)
-    return [pool(Sums(*map(torch.cat, zip(*layer, strict=True))), group, groups)
+    return [pool(RawMoments(*map(torch.cat, zip(*layer, strict=True))), group, groups)
             for layer in zip(*passes, strict=True)]
 
 
+@torch.no_grad()
 def running_statistics(net: nn.Module, images: Tensor, groups: int) -> list[Moments]:
     """Return the BN layers' own running mean and variance, the same for every group, in the order of the calls.
 
@@ -101,17 +97,11 @@ def running_statistics(net: nn.Module, images: Tensor, groups: int) -> list[Mome
         images: one image or more, to find the order in which the layers are called.
         groups: number of rows wanted.
     """
-    found: list[Moments] = []
-
-    def note(layer: nn.Module, _: object) -> None:
-        found.append(Moments(layer.running_mean.expand(groups, -1), layer.running_var.expand(groups, -1)))
-
-    hooks = [layer.register_forward_pre_hook(note) for layer in bn_layers(net)]
-    with torch.no_grad():
+    called: list[_BatchNorm] = []
+    with _watched(net, lambda layer, _: called.append(layer)):
         net(images)
-    for hook in hooks:
-        hook.remove()
-    return found
+    return [Moments(*(torch.as_tensor(part).expand(groups, -1) for part in (layer.running_mean, layer.running_var)))
+            for layer in called]
 
 
 def distance(now: list[Moments], target: list[Moments]) -> Tensor:
@@ -119,3 +109,15 @@ def distance(now: list[Moments], target: list[Moments]) -> Tensor:
     terms = [torch.linalg.vector_norm(a - b, dim=1)
              for layer, wanted in zip(now, target, strict=True) for a, b in zip(layer, wanted, strict=True)]
     return torch.stack(terms).sum(0)
+
+
+@contextmanager
+def _watched(net: nn.Module, note: Callable[[_BatchNorm, Tensor], None]) -> Iterator[None]:
+    """Call `note` with each BN layer and its input whenever the layer runs."""
+    hooks = [layer.register_forward_pre_hook(lambda module, inputs: note(module, inputs[0]))
+             for layer in bn_layers(net)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -51,11 +51,11 @@ class BnSynthesis(Defense):
     steps: int = 150
     batch: int = 64
     teacher: str = "ppbench.defenses._bn_teacher:conv_net"
-    teacher_epochs: int = 30
+    teacher_epochs: int = 20
     stats: Literal["class", "model"] = "class"
     bn_weight: float = 10.0
     ce_weight: float = 1.0
-    tv_weight: float = 0.1
+    tv_weight: float = 10.0
     l2_weight: float = 0.01
     lr: float = 0.1
 
@@ -63,10 +63,10 @@ class BnSynthesis(Defense):
         if self.images < 0:
             raise ValueError(f"images is {self.images}; it must be 0 (as many as are private) or more")
         for name in ("steps", "batch", "teacher_epochs", "lr"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         for name in ("bn_weight", "ce_weight", "tv_weight", "l2_weight"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
 
     def check(self, shape: Shape) -> None:
@@ -78,10 +78,11 @@ class BnSynthesis(Defense):
         """Train the teacher, record the statistics and optimise noise until it has the same.
 
         Raises:
-            UserError: fewer than two private images, or `images` is below their number.
+            UserError: fewer than two private images, `images` is below their number, or nothing finite comes out.
         """
         labels = self._labels(private.labels)
-        with seeded(int(torch.randint(2**62, (), generator=rng))) as own:
+        # library initialisers draw from global state: fenced off, and seeded from rng
+        with torch.enable_grad(), seeded(int(torch.randint(2**62, (), generator=rng))) as own:
             teacher = fresh_teacher(self.teacher, private.shape, int(private.labels.max()) + 1)
             teacher.to(private.pixels.device)
             train(teacher, private.pixels, private.labels, self.teacher_epochs, own)
@@ -132,6 +133,9 @@ class BnSynthesis(Defense):
             schedule.step()
             with torch.no_grad():
                 values.clamp_(-1, 1)
+        if not lowest.isfinite().all():
+            raise UserError(f"bn-synthesis found no finite loss with the teacher {self.teacher!r}: choose another "
+                            "teacher, more teacher_epochs or smaller weights")
         return (best + 1) / 2
 
     def loss(self, teacher: nn.Module, values: Tensor, labels: Tensor, group: Tensor,
@@ -169,7 +173,8 @@ def single_class_batches(classes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     Returns:
         `[N]` the batch of each image, and `[batches]` the class of each batch.
     """
-    batch, batch_class = torch.empty_like(classes), []
+    batch = torch.empty_like(classes)
+    batch_class: list[int] = []
     for label, count in enumerate(classes.bincount().tolist()):
         parts = math.ceil(count / size)
         batch[classes == label] = torch.arange(count, device=classes.device) % parts + len(batch_class)

@@ -240,7 +240,7 @@ def _choose(metric: Metric, candidates: list[Guess], fit: Images, held: Images, 
 def _value(metric: Metric, guesses: Tensor, originals: Tensor, lpips: Lpips | None) -> float:
     """Return how good guesses are, higher is better."""
     if metric == "ssim":
-        return float(ssim(guesses, originals).mean())
+        return float(ssim(guesses, originals, torch.float32).mean())
     if metric == "lpips":
         assert lpips is not None
         return -float(lpips(guesses, originals).mean())

@@ -59,11 +59,18 @@ def run(suite: str | None, datasets: tuple[str, ...], defenses: tuple[str, ...],
         tables["seeds"] = list(seeds)
     if threats:
         named = [threat_table(spec) for spec in threats]
-        tables["threat"] = [*tables.get("threat", []), *(table for table in named if len(table) > 2)]
-        tables["attack"] = [{**table, "threats": list(threats)} for table in tables["attack"]]
+        tables["threat"] = [*_tables(tables, "threat"), *(table for table in named if len(table) > 2)]
+        tables["attack"] = [{**table, "threats": list(threats)} for table in _tables(tables, "attack")]
     if name is not None:
         tables["name"] = name
     _run(tables, origin, folder, output, engine, jobs or os.cpu_count() or 1, dry_run, fresh)
+
+
+def _tables(suite: dict[str, Any], axis: str) -> list[dict[str, Any]]:
+    found = suite.get(axis, [])
+    if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
+        raise UserError(f"{axis!r} must be tables: write [[{axis}]]")
+    return found
 
 
 def _run(tables: dict[str, Any], origin: str, folder: Path, output: Path, engine: str, jobs: int, dry_run: bool,
@@ -153,11 +160,13 @@ def _anchored(table: dict[str, Any]) -> dict[str, Any]:
     """Make the path in a flag relative to the working folder, not to the suite."""
     from ppbench.plugins import is_file
 
-    kind, colon, path = table["use"].partition(":")
+    if "then" in table:
+        table = {**table, "then": _anchored(table["then"])}
+    kind, _, path = table["use"].partition(":")
     if is_file(table["use"]):
         file, _, attribute = table["use"].rpartition(":")
         return {**table, "use": f"{Path(file).expanduser().resolve()}:{attribute}"}
-    if colon:
+    if path:
         return {**table, "use": f"{kind}:{Path(path).expanduser().resolve()}"}
     return table
 
@@ -170,11 +179,11 @@ def main() -> None:
         sys.exit(done.exit_code)
     except click.Abort:
         sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except UserError as error:
-        click.echo(f"ppbench: {error}", err=True)
+    except click.UsageError as error:
+        _complain_of_usage(error)
+        sys.exit(2)
+    except (UserError, click.ClickException) as error:
+        _complain(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
         click.echo("interrupted; the same command goes on where this one stopped", err=True)
@@ -184,5 +193,18 @@ def main() -> None:
     except Exception as error:
         log = Path(os.environ.get("TMPDIR", "/tmp")) / f"ppbench-{os.getpid()}.log"
         log.write_text(traceback.format_exc())
-        click.echo(f"ppbench: internal error ({type(error).__name__}: {error}); please report {log}", err=True)
+        _complain(f"internal error ({type(error).__name__}: {error}); please report {log}")
         sys.exit(3)
+
+
+def _complain_of_usage(error: click.UsageError) -> None:
+    if error.ctx is not None and error.message == error.ctx.get_help():
+        click.echo(error.message, err=True)  # a group without a command
+    else:
+        page = error.ctx.command_path if error.ctx else "ppbench"
+        _complain(f"{error.format_message().rstrip('.')} (see `{page} --help`)")
+
+
+def _complain(message: str) -> None:
+    """Print a message on stderr as one line, whatever a library put into it."""
+    click.echo(f"ppbench: {' '.join(message.split())}", err=True)

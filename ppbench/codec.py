@@ -28,6 +28,8 @@ def pack(value: Any, prefix: str = "") -> tuple[Any, Tensors]:
     if is_dataclass(value) and not isinstance(value, type):
         children: Any = {field.name: getattr(value, field.name) for field in fields(value)}
     elif isinstance(value, dict):
+        if _TENSOR in value:
+            raise TypeError(f"the name {_TENSOR!r} in {prefix or 'the value'} is reserved: choose another")
         children = value
     elif isinstance(value, frozenset):
         return sorted(value), {}
@@ -40,9 +42,14 @@ def pack(value: Any, prefix: str = "") -> tuple[Any, Tensors]:
         raise TypeError(f"{prefix or 'the value'} is a {type(value).__name__}, which cannot be stored")
     tree, tensors = {}, {}
     for name, child in children.items():
-        tree[name], found = pack(child, f"{prefix}/{name}")
+        tree[name], found = pack(child, f"{prefix}/{_escaped(name)}")
         tensors.update(found)
     return tree, tensors
+
+
+def _escaped(name: str) -> str:
+    """Escape a name as JSON pointers do (RFC 6901), so that no two tensors share a path."""
+    return name.replace("~", "~0").replace("/", "~1")
 
 
 def unpack(kind: Any, tree: Any, tensors: Tensors) -> Any:

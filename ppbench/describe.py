@@ -36,14 +36,17 @@ def describe(group: str) -> list[Description]:
 
 
 def _describe(name: str, entry: EntryPoint) -> Description:
-    module, _, attribute = entry.value.partition(":")
     try:
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
-            return Description(name, problem=f"the module {module} does not exist")
-        tree = ast.parse(Path(spec.origin).read_bytes())
-    except Exception as error:
+        return _read_plugin(name, entry.module, entry.attr)
+    except (Exception, SystemExit) as error:
         return Description(name, problem=f"{entry.value}: {type(error).__name__}: {error}")
+
+
+def _read_plugin(name: str, module: str, attribute: str) -> Description:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return Description(name, problem=f"the module {module} does not exist")
+    tree = ast.parse(Path(spec.origin).read_bytes())
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     if attribute not in classes:
         return Description(name, problem=f"{module} has no class {attribute}")
@@ -77,7 +80,9 @@ def _fact(name: str, value: ast.expr, facts: dict[str, str]) -> None:
     """Keep a literal class attribute that a reader of the list wants to know."""
     if name not in ("requires", "default_threat", "key_scopes", "default_size"):
         return
-    literal = value.args[0] if isinstance(value, ast.Call) and value.args else value
+    literal = value
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "frozenset":
+        literal = value.args[0] if value.args else ast.Tuple([])
     try:
         found = ast.literal_eval(literal)
     except ValueError:

@@ -69,27 +69,28 @@ def outcome(row: Row) -> str:
 
 def print_matrix(rows: Sequence[Row]) -> None:
     """Print defenses x attacks: SSIM and the leakage it means, beside task accuracy."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     blocks: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         blocks.setdefault((row["dataset"], row["seed"]), []).append(row)
     for (dataset, seed), block in blocks.items():
         attacks = list(dict.fromkeys(_column(row, block) for row in block))
-        table = Table(title=f"{dataset}, seed {seed}: SSIM (leakage: 0 % = best blind guess, 100 % = the original)",
-                      title_justify="left")
+        console.print(f"\n{dataset}, seed {seed}: SSIM (leakage: 0 % = best blind guess, 100 % = the original; "
+                      "* = matched by an assignment)", soft_wrap=True)
+        table = Table(show_lines=True)
         table.add_column("defense", no_wrap=True)
         table.add_column("task\naccuracy", justify="right")
         for attack in attacks:
-            table.add_column(attack.replace(" / ", "\n"), justify="right")
+            table.add_column(attack.replace(" / ", "\n").replace("-", "-\n"), justify="right")
         for defense, params in dict.fromkeys((row["defense"], row["defense_params"]) for row in block):
             mine = {_column(row, block): row for row in block
                     if (row["defense"], row["defense_params"]) == (defense, params)}
-            accuracy = next((row["task_accuracy_honest"] for row in mine.values()
-                             if row.get("task_accuracy_honest") is not None), None)
+            accuracies = (row.get("task_accuracy_honest") for row in mine.values())
+            accuracy = next((found for found in accuracies if found is not None), None)
             table.add_row(defense if params == "{}" else f"{defense} {params}",
                           "" if accuracy is None else f"{accuracy:.1%}",
                           *(_entry(mine.get(attack)) for attack in attacks))
-        console.print(table, width=None if sys.stdout.isatty() else 160)
+        console.print(table)
 
 
 def _column(row: Row, block: Sequence[Row]) -> str:
@@ -106,4 +107,4 @@ def _entry(row: Row | None) -> str:
         return "ok"
     leakage = row.get("leakage_ssim")
     mark = "" if row["aligned"] == "true" else "*"
-    return f"{row['ssim']:.3f}{mark}" + ("" if leakage is None else f" ({leakage:.0%})")
+    return f"{row['ssim']:.3f}{mark}" + ("" if leakage is None else f"\n{leakage:.0%}")

@@ -1,6 +1,5 @@
 """The judge: a small classifier of plain public images, whose frozen features and verdicts score reconstructions."""
 
-import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -10,9 +9,10 @@ from torch import Tensor, nn
 from ppbench.codec import Tensors
 from ppbench.data import Images
 from ppbench.errors import UserError
+from ppbench.minibatches import shuffled_passes
 from ppbench.seeding import seeded
 
-FEATURE_DEFINITION = "judge penultimate 64 L2"
+FEATURE_DEFINITION = "top-1 judge all layers unit-length places pooled to 8x8 L2 ties 1/number-tied"
 RECOGNITION_DEFINITION = "judge 4-conv BN width 16 on public images at 32 px, 500 steps"
 
 _SIDE = 32
@@ -20,6 +20,7 @@ _SMALLEST = 8
 _WIDTH = 16
 _STEPS, _BATCH, _RATE, _DECAY, _SMOOTHING = 500, 32, 5e-3, 0.05, 0.1
 _SHIFT = 3
+_PLACES = 8
 _CHUNK = 256
 
 
@@ -37,12 +38,15 @@ class Judge:
         self._net.eval().requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the activations before the last layer, `[N, 64]`, of images `[N, C, H, W]` in [0, 1].
+        """Return the vectors `[N, 4352]` by which images `[N, C, H, W]` in [0, 1] are told apart.
+
+        All layers' activations, pooled to at most 8 x 8 places, of length 1 at every place (as in LPIPS), every layer
+        of equal weight: the last layer alone hardly tells a blurred image from others of its class.
 
         Raises:
             UserError: an image is smaller than 8 pixels.
         """
-        return _chunked(self._net.features, images)
+        return _chunked(self._net.fingerprint, images)
 
     def predict(self, images: Tensor) -> Tensor:
         """Return the most likely classes `[N]` int64 of images `[N, C, H, W]` in [0, 1].
@@ -76,7 +80,7 @@ def train_judge(public: Images, classes: int, rng: torch.Generator) -> Tensors:
     net.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(net.parameters(), lr=_RATE, weight_decay=_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=_STEPS, pct_start=0.25)
-    for rows in _batches(len(public), rng):
+    for rows in shuffled_passes(len(public), _BATCH, _STEPS, rng):
         optimiser.zero_grad()
         logits = net(_augmented(padded[rows], rng))
         nn.functional.cross_entropy(logits, public.labels[rows], label_smoothing=_SMOOTHING).backward()
@@ -94,15 +98,24 @@ class _Net(nn.Module):
         self.body = nn.Sequential(*(_block(a, b) for a, b in pairwise(widths)))
         self.head = nn.Linear(widths[-1], classes)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return `[N, 64]` for images `[N, C, 32, 32]`."""
-        maps: Tensor = self.body(images * 4 - 2)
-        return maps.amax((2, 3))
+    def fingerprint(self, images: Tensor) -> Tensor:
+        """Return `[N, 4352]` for images `[N, C, 32, 32]`."""
+        maps, found = _scaled(images), []
+        for block in self.body:
+            maps = block(maps)
+            side = min(_PLACES, maps.shape[-1])
+            pooled = nn.functional.adaptive_avg_pool2d(maps, side)
+            found.append(nn.functional.normalize(pooled, dim=1).flatten(1) / side)
+        return torch.cat(found, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits `[N, classes]` for images `[N, C, 32, 32]`."""
-        logits: Tensor = self.head(self.features(images))
+        logits: Tensor = self.head(self.body(_scaled(images)).amax((2, 3)))
         return logits
+
+
+def _scaled(images: Tensor) -> Tensor:
+    return images * 4 - 2
 
 
 def _block(before: int, after: int) -> nn.Sequential:
@@ -126,14 +139,6 @@ def _augmented(padded: Tensor, rng: torch.Generator) -> Tensor:
     top, left = torch.randint(2 * _SHIFT + 1, (2,), generator=rng).tolist()
     images = padded[:, :, top: top + _SIDE, left: left + _SIDE]
     return torch.where(torch.rand(len(images), 1, 1, 1, generator=rng) < 0.5, images, images.flip(3))
-
-
-def _batches(count: int, rng: torch.Generator) -> Tensor:
-    """Return `[steps, batch]` rows: pass after pass over all, each in a new order."""
-    batch = min(_BATCH, count)
-    passes = math.ceil(_STEPS * batch / count)
-    rows = torch.cat([torch.randperm(count, generator=rng) for _ in range(passes)])
-    return rows[: _STEPS * batch].reshape(_STEPS, batch)
 
 
 @torch.no_grad()

@@ -27,15 +27,15 @@ def assign(estimates: Tensor, targets: Tensor, within: int | None = None) -> Ten
     if within is not None and within < 1:
         raise UserError(f"within is {within}: give the size of a batch, or none to match over all")
     count = len(estimates)
-    size = max(1, count) if within is None else within
-    pairs = zip(estimates.flatten(1).split(size), targets.flatten(1).split(size), strict=True)
-    parts = [start + _assign(mine, true) for start, (mine, true) in zip(range(0, count, size), pairs, strict=True)]
+    size = within or max(1, count)
+    parts = [start + _assign(estimates[start: start + size], targets[start: start + size])
+             for start in range(0, count, size)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
 
 def _assign(estimates: Tensor, targets: Tensor) -> Tensor:
     """Return, for every target, the row of the estimate assigned to it."""
-    mine, true = estimates.double().cpu(), targets.double().cpu()
+    mine, true = (side.flatten(1).double().cpu() for side in (estimates, targets))
     # The squared norms of both sides are constant over one-to-one assignments: only the products matter.
     _, index = linear_sum_assignment((true @ mine.T).numpy(), maximize=True)
     return torch.as_tensor(index, dtype=torch.int64)

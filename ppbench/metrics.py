@@ -16,7 +16,7 @@ SSIM_WINDOW = 11
 
 _SIGMA = 1.5
 _C1, _C2 = 0.01**2, 0.03**2
-_CHUNK_VALUES = 2**22  # values held at once a tensor: 32 MiB in float64
+_CHUNK_VALUES = 2**20  # values held at once a tensor: 8 MiB in float64
 
 
 class LocalMoments(NamedTuple):
@@ -35,7 +35,7 @@ def ssim(x: Tensor, y: Tensor, precision: torch.dtype = torch.float64) -> Tensor
     Args:
         x: `[N, C, H, W]` in [0, 1].
         y: the same shape.
-        precision: what is computed in; float32 takes half the time and agrees to 1e-6.
+        precision: what is computed in; float32 takes half the time and is off by up to 1e-4 where images are flat.
 
     Returns:
         `[N]`, in [-1, 1]; 1 = identical.

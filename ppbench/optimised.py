@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ppbench.data import Images
 from ppbench.metrics import LocalMoments, local_moments, smooth, ssim_from_moments
+from ppbench.minibatches import shuffled_passes
 from ppbench.perceptual import FeatureStatistics, Lpips
 
 _STEPS, _FEWEST_STEPS = 100, 20
@@ -24,7 +25,10 @@ _LPIPS_GROUPS = 200  # of 64 x 64 pixels; beyond, features of every group would 
 
 def group_means(images: Images, classes: int) -> Tensor:
     """Return the mean image of every class and of all, `[classes + 1, C, H, W]`; an empty class gets that of all."""
-    return _means(images.pixels, images.labels, classes)
+    counts = torch.bincount(images.labels, minlength=classes)
+    sums = images.pixels.new_zeros(classes, *images.shape).index_add_(0, images.labels, images.pixels)
+    means = sums / counts.clamp(min=1).reshape(-1, 1, 1, 1)
+    return _with_all_for_empty(torch.cat([means, images.pixels.mean(0, keepdim=True)]), images.labels)
 
 
 def optimise_ssim(images: Images, classes: int, mirror: bool, rng: torch.Generator) -> Tensor:
@@ -49,7 +53,7 @@ def optimise_ssim(images: Images, classes: int, mirror: bool, rng: torch.Generat
     steps = _steps(area / 4)
     optimiser = torch.optim.Adam([free], lr=_SSIM_RATE)
     average = torch.zeros_like(free)
-    for step, rows in enumerate(_batches(len(images), batch, steps, rng)):
+    for step, rows in enumerate(shuffled_passes(len(images), batch, steps, rng)):
         seen = images.pixels[rows]
         if mirror:
             seen = torch.where(torch.rand(batch, 1, 1, 1, generator=rng) < 0.5, seen, seen.flip(3))
@@ -123,13 +127,6 @@ def _medoids(images: Images, classes: int, target: FeatureStatistics, lpips: Lpi
     return chosen
 
 
-def _means(pixels: Tensor, labels: Tensor, classes: int) -> Tensor:
-    counts = torch.bincount(labels, minlength=classes)
-    sums = pixels.new_zeros(classes, *pixels.shape[1:]).index_add_(0, labels, pixels)
-    means = sums / counts.clamp(min=1).reshape(-1, 1, 1, 1)
-    return _with_all_for_empty(torch.cat([means, pixels.mean(0, keepdim=True)]), labels)
-
-
 def _with_all_for_empty(guesses: Tensor, labels: Tensor) -> Tensor:
     """Give classes without images the last row, which stands for all."""
     counts = torch.bincount(labels, minlength=len(guesses) - 1)
@@ -147,10 +144,3 @@ def _enlarged(free: Tensor, height: int, width: int) -> Tensor:
 def _steps(relative_cost: float) -> int:
     """Return how many steps to take when one costs so many times the usual."""
     return max(_FEWEST_STEPS, min(_STEPS, round(_STEPS / relative_cost)))
-
-
-def _batches(count: int, batch: int, steps: int, rng: torch.Generator) -> Tensor:
-    """Return `[steps, batch]` rows: pass after pass over all, each in a new order."""
-    passes = math.ceil(steps * batch / count)
-    rows = torch.cat([torch.randperm(count, generator=rng) for _ in range(passes)])
-    return rows[: steps * batch].reshape(steps, batch)

@@ -10,6 +10,7 @@ from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from threading import Thread
 from typing import Any, Literal, NamedTuple
 from urllib.error import URLError
@@ -28,8 +29,9 @@ _FILES: dict[Net, str] = {"squeeze": "squeezenet1_1-b8a52dc0.pth", "alex": "alex
 _PROBE_SECONDS = 3.0
 _SMALLEST = 64
 _VERSION = "0.1"
-_COST: dict[Net, int] = {"squeeze": 1, "alex": 1, "vgg": 13}
-_CHUNK_COST = 32
+_COST: dict[Net, int] = {"squeeze": 1, "alex": 1, "vgg": 13}  # seconds an image, relative
+_CHUNK_COST = 32  # images taken at once
+_KEPT_COST = 1024  # images whose features are kept, 0.5 MB each
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,13 @@ def fetch(net: Net) -> Trunk:
 
 
 class FeatureStatistics(NamedTuple):
-    """Sums over a set of images of their LPIPS features and of the features' squares, one tensor a layer.
+    """Mean LPIPS features of groups of images, and the mean of their squares.
 
-    LPIPS is a weighted squared distance of features, so its mean over a set follows from these alone.
+    LPIPS is a weighted squared distance of features, so its mean over a group follows from these alone.
 
     Attributes:
-        mean: a layer's mean features, `[K, c, h, w]`, one row a group of images.
-        square: the weighted mean of the squares, `[K]`, summed over the layers.
+        mean: one tensor a layer, `[K, c, h, w]`: group k's mean features.
+        square: `[K]`: the weighted mean of the squares, summed over the layers.
     """
 
     mean: list[Tensor]
@@ -130,6 +132,26 @@ class Lpips:
         parts = [self.distance(self.features(a), self.features(b))
                  for a, b in zip(x.split(rows), y.split(rows), strict=True)]
         return torch.cat(parts) if parts else x.new_zeros(0)
+
+    @torch.no_grad()
+    def against(self, originals: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return a function from estimates `[N, C, H, W]` to their distances `[N]` to the same originals.
+
+        The originals' features are computed once where they fit in about 500 MB.
+        """
+        rows = self.rows(_shape(originals))
+        parts = originals.split(rows)
+        kept = [self.features(part) for part in parts] if len(originals) * self.cost(_shape(originals)) <= _KEPT_COST \
+            else None
+
+        @torch.no_grad()
+        def distances(estimates: Tensor) -> Tensor:
+            if kept is None:
+                return self(estimates, originals)
+            return torch.cat([self.distance(self.features(part), reference)
+                              for part, reference in zip(estimates.split(rows), kept, strict=True)])
+
+        return distances
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the normalised activations of images `[N, C, H, W]`, one `[N, c, h, w]` a layer.
@@ -213,16 +235,16 @@ def _load(trunk: Trunk) -> Any:
     """Build the package's network with the trunk's own weights, drawing nothing from the global generators."""
     import lpips
 
-    state = torch.load(trunk.path, map_location="cpu", weights_only=True)
     with seeded(0), redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # pnet_rand: the package would otherwise unpickle the file without weights_only, or download it
         net = lpips.LPIPS(net=trunk.net, version=_VERSION, pnet_rand=True, verbose=False)
     own = net.net.state_dict()
     try:
+        state = torch.load(trunk.path, map_location="cpu", weights_only=True)
         # "slice3.6.weight" of the package is "features.6.weight" of torchvision
         net.net.load_state_dict({name: state["features." + name.partition(".")[2]] for name in own})
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, TypeError, RuntimeError, EOFError, OSError, UnpicklingError) as error:
         raise UserError(f"{trunk.path.name} does not hold torchvision's weights: delete it and run "
                         "`ppbench weights fetch`") from error
     return net.eval().requires_grad_(False)
@@ -235,8 +257,7 @@ def _location(net: Net) -> Path:
 def _reachable(host: str) -> bool:
     """Say whether a host takes connections, within three seconds, name resolution included."""
     answered: list[bool] = []
-    probe: Callable[[], None] = lambda: answered.append(_connects(host))  # noqa: E731
-    thread = Thread(target=probe, daemon=True)
+    thread = Thread(target=lambda: answered.append(_connects(host)), daemon=True)
     thread.start()
     thread.join(_PROBE_SECONDS)
     return answered == [True]

@@ -1,10 +1,12 @@
 """From a suite to a plan: every name resolved, every parameter checked, every cell spelt out, before any computing."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from pydantic_core import to_jsonable_python
 
 from ppbench import __version__
 from ppbench.attack import Attack, TrainingAttack
@@ -147,7 +149,7 @@ def make_plan(suite: Suite, folder: Path) -> Plan:
         UserError: a name, parameter or threat model is wrong; says which and what would do.
     """
     threats = _threats(suite)
-    victim: Recipe = configure(Recipe, "victim", dict(suite.victim))
+    victim = _victim(suite)
     datasets = [_dataset(table, folder) for table in suite.dataset]
     defenses = [_defense(table, folder) for table in suite.defense]
     attacks = [(_attack(table, folder), _threats_of(table, threats, folder)) for table in suite.attack]
@@ -160,6 +162,15 @@ def make_plan(suite: Suite, folder: Path) -> Plan:
                             "images: lower targets or raise private")
     environment = {"versions": versions(), "device": "cpu", "frame": code_digest(FRAME)}
     return Plan(suite.name, cells, suite.targets, suite.score, suite.limits, environment, _lpips(suite.score))
+
+
+def _victim(suite: Suite) -> Recipe:
+    recipe: Recipe = configure(Recipe, "victim", dict(suite.victim))
+    source, _, name = recipe.model.partition(":")
+    if not source or not name:
+        raise UserError(f"victim: the model {recipe.model!r} is none of timm:NAME, torchvision:NAME and "
+                        "package.module:function: write one of these")
+    return recipe
 
 
 def _lpips(table: ScoreTable) -> str:
@@ -187,6 +198,8 @@ def _ref(group: str, table: PlugInTable, folder: Path) -> tuple[Ref, type]:
     else:
         if ":" in name:
             name, _, path = name.partition(":")
+            if not path:
+                raise UserError(f"{table.use!r} names no path: write {name}:PATH")
             params = {"path": path, **params}
         cls = load_class(group, name)
         code = code_digest(cls.__module__)
@@ -198,7 +211,8 @@ def _declared(component: Any, params: dict[str, Any]) -> dict[str, Any]:
     """Return the validated values of the parameters that were given, so that `1` and `1.0` are one cell."""
     if not is_dataclass(component):
         return params
-    return {field.name: getattr(component, field.name) for field in fields(component) if field.name in params}
+    return {field.name: to_jsonable_python(getattr(component, field.name)) for field in fields(component)
+            if field.name in params}
 
 
 def _dataset(table: DatasetTable, folder: Path) -> DatasetPlan:
@@ -208,7 +222,8 @@ def _dataset(table: DatasetTable, folder: Path) -> DatasetPlan:
     content = ""
     if "path" in ref.params:
         path = (folder / Path(ref.params["path"]).expanduser()).resolve()
-        ref = Ref(ref.group, ref.name, ref.params, ref.code, file=str(path))
+        ref = replace(ref, params={**ref.params, "path": str(path)}) if is_file(ref.name) else \
+            replace(ref, file=str(path))
         content = _content(path)
     size = table.size if table.size is not None else cls.default_size
     return DatasetPlan(ref, size, sizes, content)
@@ -216,6 +231,8 @@ def _dataset(table: DatasetTable, folder: Path) -> DatasetPlan:
 
 def _content(path: Path) -> str:
     """Digest a file, or the names, sizes and times of a folder's files."""
+    if not path.exists():
+        raise UserError(f"the data set's path {str(path)!r} does not exist: correct it")
     try:
         if path.is_file():
             return file_digest(path)
@@ -230,9 +247,11 @@ def _defense(table: DefenseTable, folder: Path) -> DefensePlan:
     ref, cls = _ref("defenses", table, folder)
     assert issubclass(cls, Defense)
     scopes = cls.key_scopes
+    if not isinstance(scopes, tuple) or set(scopes) - set(get_args(KeyScope)):
+        raise UserError(f"{ref.name}: key_scopes is {scopes!r}; it must be a tuple of {', '.join(get_args(KeyScope))}")
     if table.key_scope is not None and table.key_scope not in scopes:
         raise UserError(f"{ref.name}: the key scope {table.key_scope!r} is not supported; "
-                        + (f"choose one of {', '.join(scopes)}" if scopes else "the defense has no key"))
+                        + (f"choose one of {', '.join(scopes)}" if scopes else "the defense has no key: leave it out"))
     return DefensePlan(ref, table.key_scope or (scopes[0] if scopes else None), table.quantise)
 
 
@@ -265,9 +284,11 @@ def _threats(suite: Suite) -> dict[str, ThreatModel]:
             raise UserError(f"threat.{table.name}: there is no threat model {table.base!r}"
                             f"{suggest(table.base, list(found))}")
         try:
-            found[table.name] = derived(table.name, found[table.base], table.settings)
+            made = derived(table.name, found[table.base], table.settings)
         except ValueError as error:
             raise UserError(f"threat.{table.name}: {error}") from error
+        if found.setdefault(table.name, made) != made:
+            raise UserError(f"threat.{table.name}: there is another threat model of this name: choose a new one")
     return found
 
 

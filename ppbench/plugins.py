@@ -44,6 +44,8 @@ def load_class(group: str, name: str, file: str | None = None) -> type:
         UserError: unknown name (the nearest are suggested), broken plug-in (name and cause), or no contract.
     """
     kind = GROUPS[group]
+    if name.endswith(".py"):
+        raise UserError(f"{name!r} names a file but no class: write {name}:CLASS")
     if is_file(name):
         path, _, attribute = name.rpartition(":")
         found = _from_file(Path(file or path), attribute, name)
@@ -53,7 +55,7 @@ def load_class(group: str, name: str, file: str | None = None) -> type:
             raise UserError(f"there is no {kind} {name!r}{suggest(name, list(known))}")
         try:
             found = known[name].load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"the {kind} {name!r} ({known[name].value}) cannot be loaded: "
                             f"{type(error).__name__}: {error}") from error
     _check_contract(group, name, found)
@@ -79,7 +81,10 @@ def configure(cls: type, name: str, params: dict[str, Any]) -> Any:
     Raises:
         UserError: a parameter is unknown, missing, ill-typed or refused by the class.
     """
-    hints = typing.get_type_hints(cls)
+    try:
+        hints = typing.get_type_hints(cls)
+    except (NameError, AttributeError, TypeError) as error:
+        raise UserError(f"{name} has an annotation that cannot be resolved: {error}") from error
     known = {field.name: field for field in fields(cls)} if is_dataclass(cls) else {}
     for key in params:
         if key not in known:
@@ -90,7 +95,9 @@ def configure(cls: type, name: str, params: dict[str, Any]) -> Any:
     values = {key: _valid(name, key, hints[key], value) for key, value in params.items()}
     try:
         return cls(**values)
-    except (ValueError, TypeError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(f"{name}: {error}") from error
 
 
@@ -126,7 +133,7 @@ def _from_file(path: Path, attribute: str, name: str) -> Any:
         sys.modules[module_name] = module  # dataclasses look their module up
         try:
             spec.loader.exec_module(module)
-        except BaseException as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             raise UserError(f"the plug-in file {path.name!r} cannot be imported: "
                             f"{type(error).__name__}: {error}") from error
@@ -147,9 +154,17 @@ def _check_contract(group: str, name: str, found: Any) -> None:
         raise UserError(f"{name} lacks the contract of {contract}: write its method(s) {missing}")
     if unset := [n for n in ("requires", "default_threat") if group == "attacks" and not hasattr(found, n)]:
         raise UserError(f"{name} lacks the contract of {contract}: set the class attribute(s) {', '.join(unset)}")
-    own = found.__dict__.get("__annotations__", {})
+    requires: object = getattr(found, "requires", None)
+    if group == "attacks" and not _is_name_set(requires):
+        raise UserError(f"{name} lacks the contract of {contract}: requires must be a frozenset of capability names, "
+                        f"not {requires!r}")
+    own = inspect.get_annotations(found)
     if any("ClassVar" not in str(hint) for hint in own.values()) and "__dataclass_fields__" not in found.__dict__:
         raise UserError(f"{name} declares parameters but is no dataclass: put @dataclass(frozen=True) above the class")
+
+
+def _is_name_set(value: object) -> bool:
+    return isinstance(value, set | frozenset) and all(isinstance(name, str) for name in value)
 
 
 def class_at(location: str, ref: Ref | None = None) -> Any:

@@ -47,7 +47,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     Values are JSON where they parse as such (`4`, `0.5`, `true`, `[1,2]`), otherwise strings.
 
     Raises:
-        UserError: a part after the first has no `=`.
+        UserError: a part after the first has no `=`, or a key is given twice.
     """
     name, *rest = re.split(r",(?=[^\[\]{}]*?=)", spec)
     params: dict[str, Any] = {}
@@ -55,6 +55,8 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = part.partition("=")
         if not equals or not key:
             raise UserError(f"cannot read {part!r} in {spec!r}: write NAME,key=value,key=value")
+        if key.strip() in params:
+            raise UserError(f"{spec!r} gives {key.strip()!r} twice: give it once")
         params[key.strip()] = _literal(value)
     if not name.strip() or "," in name:
         raise UserError(f"cannot read {spec!r}: write NAME,key=value,key=value")

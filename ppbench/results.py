@@ -32,7 +32,8 @@ COLUMNS: tuple[str, ...] = (
     # utility
     "task_accuracy", "task_accuracy_honest", "task_accuracy_plain",
     # meaning
-    "ssim_def", "psnr_def", "lpips_def", "identification_def", "recognition_def",
+    "ssim_def", "psnr_def", "lpips_def", "identification_def", "identification_feature_def",
+    "recognition_def",
     # origin
     "ppbench", "version_torch", "version_torchvision", "version_timm", "device", "threads", "defense_code",
     "attack_code", "artefact",
@@ -78,7 +79,7 @@ def read_row(path: Path, fingerprint: str) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text())
         digest = content.pop("digest")
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
     if digest != json_digest(content) or content["fingerprint"] != fingerprint:
         return None
@@ -103,9 +104,12 @@ def _cell(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:.6f}"
-    text = str(value)
+    if not isinstance(value, str):
+        return str(value)
+    # A carriage return in a plug-in's message would end the row: Python's writer does not quote it.
+    text = "".join(char if char.isprintable() else " " for char in value).strip()
     # A spreadsheet runs cells that begin like a formula; text of a plug-in must not be run.
-    return f"'{text}" if isinstance(value, str) and text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _compact(value: Any) -> str:

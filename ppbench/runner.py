@@ -31,7 +31,7 @@ from ppbench.stages import Protected, Unprotected
 from ppbench.store import Artefact, Store, file_digest, json_digest, write_atomic
 from ppbench.victim import start
 
-LOG_TAIL = 64 * 1024
+LOG_END = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ async def _cell(plan: Plan, cell: Cell, folder: Path, flow: Flow) -> dict[str, A
             status = "failed" if failure.status == "bad-input" else failure.status
             row |= {"status": status, "reason": f"{stage}{failure.reason}"}
             if failure.log:
-                write_atomic(home / "log.txt", failure.log[-LOG_TAIL:].encode())
+                write_atomic(home / "log.txt", _bounded(failure.log).encode())
     write_row(_row_file(folder, cell), plan.fingerprint(cell), row, artefacts, timings)
     return {"fingerprint": plan.fingerprint(cell), "row": row, "artefacts": artefacts, "timings": timings}
 
@@ -210,6 +210,13 @@ def _scored(plan: Plan, cell: Cell, found: Artefact, outer: Artefact | None, sco
             "gallery": int(sheet.values["gallery"]) if "gallery" in sheet.values else None,
             "floor_method": "; ".join(f"{metric}: {method}" for metric, method in floors.items()),
             "artefact": found.sha256}
+
+
+def _bounded(log: str) -> str:
+    """Keep both ends of a long log."""
+    if len(log) <= 2 * LOG_END:
+        return log
+    return f"{log[:LOG_END]}\n[... {len(log) - 2 * LOG_END} characters dropped ...]\n{log[-LOG_END:]}"
 
 
 def _alignment(found: Reconstruction) -> str:

@@ -1,11 +1,11 @@
 """The artefact store: what was computed once is found again, and nothing half-written is ever believed."""
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -59,7 +59,11 @@ class Store:
         return found
 
     def publish(self, kind: str, key: str, data: Path, info: dict[str, Any], seconds: float) -> Artefact:
-        """Move a finished file into the store, whole or not at all; a damaged predecessor is replaced."""
+        """Move a finished file into the store, whole or not at all; a damaged predecessor is replaced.
+
+        Where another writer was first, its artefact stays and is returned.
+        """
+        self._checked.pop((kind, key), None)
         meta = {"sha256": file_digest(data), "info": info, "seconds": seconds}
         meta["digest"] = _self_digest(meta)
         with self.scratch() as scratch:
@@ -70,21 +74,21 @@ class Store:
             _sync(fresh / _DATA)
             final = self.root / kind / key
             final.parent.mkdir(parents=True, exist_ok=True)
-            if final.exists():
-                final.rename(scratch / "replaced")
+            if self.find(kind, key) is None:
+                with contextlib.suppress(FileNotFoundError):
+                    final.rename(scratch / "damaged")
             try:
                 fresh.rename(final)
-            except OSError:  # another run published the same artefact in between
+            except OSError:  # another run published the same artefact: readers may have it open, so it stays
                 if not final.is_dir():
                     raise
             _sync(final.parent)
-        self._checked.pop((kind, key), None)
         found = self.find(kind, key)
         if found is None:
             raise OSError(f"{final} cannot be read back: check the disk")
         return found
 
-    @contextmanager
+    @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """Yield an empty folder on the store's own file system; it is removed afterwards."""
         parent = self.root / "tmp"

@@ -11,6 +11,8 @@ from ppbench.plugins import suggest
 from ppbench.ref import parse_chain, parse_spec
 
 BUILT_IN = Path(__file__).parent / "suites"
+_AXES = ("dataset", "defense", "attack")
+_UNION_TAGS = ("int", "literal['all']")
 
 
 class Table(BaseModel):
@@ -63,7 +65,7 @@ class AttackTable(PlugInTable):
     """`[[attack]]`: an attack, or a chain of two."""
 
     then: ThenTable | None = None
-    threats: list[str] | None = None
+    threats: list[str] | None = Field(None, min_length=1)
     """Names of threat models; default: the attack's own."""
 
 
@@ -139,7 +141,7 @@ def read_suite(path: Path) -> dict[str, Any]:
         raise UserError(f"the suite {str(path)!r} does not exist: give a TOML file, or none for the built-in "
                         f"{built_in}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the suite {str(path)!r} cannot be read: {error}") from error
+        raise UserError(f"the suite {str(path)!r} cannot be read ({error}): give a TOML file in UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"the suite {str(path)!r} is no valid TOML: {error}") from error
 
@@ -158,8 +160,7 @@ def validate(tables: dict[str, Any], origin: str) -> Suite:
 
 def dataset_table(spec: str) -> dict[str, Any]:
     """Turn `--dataset SPEC` into a table."""
-    name, params = parse_spec(spec)
-    return {"use": name, **params}
+    return _use(*parse_spec(spec))
 
 
 defense_table = dataset_table
@@ -170,28 +171,43 @@ def attack_table(spec: str) -> dict[str, Any]:
     chain = parse_chain(spec)
     if len(chain) > 2:
         raise UserError(f"{spec!r} chains {len(chain)} attacks: at most OUTER+INNER")
-    (name, params), *inner = chain
-    table = {"use": name, **params}
-    if inner:
-        table["then"] = {"use": inner[0][0], **inner[0][1]}
-    return table
+    if any("then" in params for _, params in chain):
+        raise UserError(f"{spec!r} gives 'then' as a parameter: write OUTER+INNER")
+    table, *inner = [_use(*part) for part in chain]
+    return {**table, "then": inner[0]} if inner else table
 
 
 def threat_table(spec: str) -> dict[str, Any]:
     """Turn `--threat NAME,key=value` into a table named like the spec."""
     name, params = parse_spec(spec)
-    return {"name": spec, "base": name, **params}
+    return _table({"name": spec, "base": name}, params)
+
+
+def _use(name: str, params: dict[str, Any]) -> dict[str, Any]:
+    return _table({"use": name}, params)
+
+
+def _table(table: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+    for key in params:
+        if key in table:
+            raise UserError(f"{key!r} cannot be given as a parameter: the name in front says it")
+    return table | params
 
 
 def _sentence(error: ValidationError) -> str:
     found = error.errors()[0]
-    where = ".".join(str(part) for part in found["loc"] if part != "schema_")
+    where = ".".join(str(part) for part in found["loc"] if part not in _UNION_TAGS)
+    axis = len(found["loc"]) == 1 and where in _AXES
     if found["type"] == "extra_forbidden":
         table, key = _table_at(found["loc"]), str(found["loc"][-1])
         known = [field.alias or name for name, field in table.model_fields.items()]
         return f"unknown key {where!r}{suggest(key, known)}"
+    if axis and found["type"] in ("missing", "too_short", "list_type"):
+        return f"there must be at least one table [[{where}]]: add it"
     if found["type"] == "missing":
         return f"the key {where!r} is missing: add it"
+    if found["type"] == "string_pattern_mismatch":
+        return f"the key {where!r} is {found['input']!r}: use letters, digits, '.', '_', '-', a letter or digit first"
     given = "" if isinstance(found["input"], dict | list) else f" is {found['input']!r}"
     return f"the key {where!r}{given}: {found['msg']}"
 

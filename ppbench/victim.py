@@ -160,7 +160,7 @@ def prepare(net: nn.Module, bn_train: bool) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train(bn_train)
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+            setattr(module, "fused_attn", False)  # noqa: B010 (mypy: modules declare no such attribute)
 
 
 def check_fits(model: Model, net: nn.Module, images: Tensor, labels: Tensor) -> None:
@@ -221,8 +221,7 @@ def _local(net: nn.Module, images: Tensor, labels: Tensor, steps: int, learning_
         grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
         with torch.no_grad():
             for (name, value), grad in zip(params.items(), grads, strict=True):
-                step = torch.zeros_like(value) if grad is None else grad
-                total[name] += step if steps == 1 else learning_rate * step
-                if steps > 1:
-                    value -= learning_rate * step
+                if grad is not None:
+                    total[name] += grad if steps == 1 else learning_rate * grad
+                    value.sub_(learning_rate * grad)
     return total

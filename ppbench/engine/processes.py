@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -20,6 +21,7 @@ from ppbench.engine.job import Job, Outcome
 
 PRELOAD = ["ppbench.engine.preload"]
 LOG_BYTES = 256 * 1024
+_BEGUN = b"begun"
 _POLL = 0.2  # seconds between looks at a job's memory
 
 
@@ -60,27 +62,31 @@ def serve(text: str, sender: Connection) -> None:
     """Run one job in a fresh process and send back what became of it, as JSON."""
     job = Job.load(text)
     _end_with_parent()
-    _bound_log(Path(job.log))
+    _log_to(Path(job.log))
     from ppbench.engine.worker import execute
 
+    sender.send_bytes(_BEGUN)
     outcome = execute(job)
     sys.stdout.flush()
     sys.stderr.flush()
     sender.send_bytes(json.dumps(asdict(outcome)).encode())
     sender.close()
-    time.sleep(0.01)  # the log's last lines
     os._exit(0)  # threads or exit handlers of a plug-in cannot hold the process
 
 
 def _watch(process: Any, receiver: Connection, job: Job) -> Outcome:
-    deadline = time.monotonic() + job.limits.seconds
+    deadline = math.inf  # until the libraries are loaded and the job begins
     while True:
         ready = wait([receiver, process.sentinel], timeout=_POLL)
+        _bound(job.log)
         if receiver in ready or (ready and receiver.poll()):
             try:
-                return Outcome(**json.loads(receiver.recv_bytes()))
+                message = receiver.recv_bytes()
+                if message == _BEGUN:
+                    deadline = time.monotonic() + job.limits.seconds
+                    continue
+                return Outcome(**json.loads(message))
             except (EOFError, OSError, ValueError, TypeError):
-                process.join(5)
                 return _ended(process)
         if ready:
             return _ended(process)
@@ -122,24 +128,19 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _bound_log(path: Path) -> None:
-    """Send stdout and stderr to a file that keeps the first part and drops the rest."""
-    reader, writer = os.pipe()
+def _log_to(path: Path) -> None:
+    """Send stdout and stderr straight to a file, so that the last words of a dying process are kept."""
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
-        os.dup2(writer, descriptor)
-    os.close(writer)
+        os.dup2(log, descriptor)
+    os.close(log)
 
-    def copy() -> None:
-        kept = 0
-        with path.open("wb", buffering=0) as log:
-            while block := os.read(reader, 65536):
-                if kept < LOG_BYTES:
-                    log.write(block[: LOG_BYTES - kept])
-                    if kept + len(block) >= LOG_BYTES:
-                        log.write(b"\n[the rest was dropped]\n")
-                kept += len(block)
 
-    threading.Thread(target=copy, daemon=True).start()
+def _bound(log: str) -> None:
+    """Cut a log back to its first part: what appends to it goes on there."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.getsize(log) > LOG_BYTES:
+            os.truncate(log, LOG_BYTES)
 
 
 @contextlib.contextmanager

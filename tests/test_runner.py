@@ -1,0 +1,289 @@
+"""The run as a whole: same rows whatever the engine, whatever else is in the matrix, however often it is stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import plugin, tiny_plan, tiny_run
+
+from ppbench import codec
+from ppbench.attack import Reconstruction
+from ppbench.errors import UserError
+
+BASIC = ["blind", "key-holder", "as-released"]
+
+
+def table(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "tiny" / "results.csv").set_index("cell")
+
+
+def test_a_matrix_gives_a_row_a_cell_and_all_its_files(tiny_npz: Path, tmp_path: Path) -> None:
+    result, _ = tiny_run(tiny_plan(tiny_npz, ["none", "patch-shuffle"], BASIC), tmp_path)
+    rows = table(tmp_path)
+    assert len(rows) == 6
+    assert set(rows.status) == {"ok"}
+    by = rows.set_index(["defense", "attack"])
+    assert by.loc[("none", "as-released"), "ssim"] == 1
+    assert by.loc[("patch-shuffle", "key-holder"), "ssim"] == 1
+    assert by.loc[("patch-shuffle", "as-released"), "ssim"] < 0.9
+    assert (by.xs("blind", level="attack").leakage_ssim.abs() < 1e-9).all()
+    assert (result.folder / "grids" / "npz-tiny.npz_none_seed0.png").stat().st_size > 1000
+    per_image = pd.read_csv(result.folder / "per_image.csv")
+    assert len(per_image) == 6 * 4
+    for cell, row in rows.iterrows():
+        mean = per_image[per_image.cell == cell].ssim.mean()
+        assert mean == pytest.approx(row.ssim, abs=2e-6)
+        found = codec.load(Reconstruction, result.folder / "cells" / str(cell) / "reconstruction.safetensors")
+        assert len(found.images) == 4
+
+
+def test_inline_and_processes_agree_to_the_byte(tiny_npz: Path, tmp_path: Path) -> None:
+    plan = tiny_plan(tiny_npz, ["none", "block-scrambling", "mixup"], [*BASIC, "jigsaw", "memorization"])
+    tiny_run(plan, tmp_path / "a", "inline")
+    tiny_run(plan, tmp_path / "b", "processes")
+    assert (tmp_path / "a/tiny/results.csv").read_bytes() == (tmp_path / "b/tiny/results.csv").read_bytes()
+    assert (tmp_path / "a/tiny/per_image.csv").read_bytes() == (tmp_path / "b/tiny/per_image.csv").read_bytes()
+
+
+def test_another_attack_or_defense_changes_no_other_row(tiny_npz: Path, tmp_path: Path) -> None:
+    tiny_run(tiny_plan(tiny_npz, ["patch-shuffle"], ["blind", "as-released"]), tmp_path / "a")
+    tiny_run(tiny_plan(tiny_npz, ["none", "patch-shuffle"], ["key-holder", "as-released", "blind", "memorization"]),
+             tmp_path / "b")
+    small, large = (path.read_text().splitlines() for path in sorted(tmp_path.glob("*/tiny/results.csv")))
+    assert len(small) == 3
+    assert set(small) <= set(large)
+
+
+def test_the_same_command_computes_nothing_again(tiny_npz: Path, tmp_path: Path) -> None:
+    plan = tiny_plan(tiny_npz, ["none"], BASIC)
+    first, _ = tiny_run(plan, tmp_path)
+    before = (tmp_path / "tiny/results.csv").read_bytes()
+    again, observer = tiny_run(plan, tmp_path)
+    assert sum(first.computed.values()) > 0
+    assert again.computed == {}
+    assert (observer.kept, observer.rows) == (3, [])
+    assert (tmp_path / "tiny/results.csv").read_bytes() == before
+
+
+def test_each_shared_artefact_is_computed_once(tiny_npz: Path, tmp_path: Path) -> None:
+    result, _ = tiny_run(tiny_plan(tiny_npz, ["none", "constant", "patch-shuffle"],
+                                   [*BASIC, "jigsaw", "memorization"],
+                                   score={"groups": ["ssim", "identification", "recognition", "task"]}), tmp_path)
+    assert result.computed["split"] == 1
+    assert result.computed["judge"] == 1
+    # One release a defense and the plain one, whose victim is that of `none`.
+    assert result.computed["release"] == 4
+    assert result.computed["victim"] == 3 * (1 + 1)
+    # The blind attack's guess for SSIM is the floor's own; the other is the floor's for identification.
+    assert result.computed["prior"] == 2
+
+
+@pytest.mark.parametrize("kind", ["split", "keys", "release", "start", "victim", "view", "prior", "attack", "score"])
+def test_a_damaged_artefact_is_made_again(tiny_npz: Path, tmp_path: Path, kind: str) -> None:
+    plan = tiny_plan(tiny_npz, ["block-scrambling"], ["blind", "memorization"])
+    tiny_run(plan, tmp_path)
+    before = (tmp_path / "tiny/results.csv").read_bytes()
+    for file in (tmp_path / ".store" / kind).glob("*/data.safetensors"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    again, _ = tiny_run(plan, tmp_path, fresh=True)
+    assert again.computed[kind] >= 1
+    assert (tmp_path / "tiny/results.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["row.json", "reconstruction.safetensors", "scores.safetensors"])
+def test_a_damaged_cell_is_finished_again(tiny_npz: Path, tmp_path: Path, name: str) -> None:
+    plan = tiny_plan(tiny_npz, ["none"], ["blind", "as-released"])
+    tiny_run(plan, tmp_path)
+    before = (tmp_path / "tiny/results.csv").read_bytes()
+    (file, *_) = sorted((tmp_path / "tiny" / "cells").glob(f"*/{name}"))
+    file.write_bytes(file.read_bytes()[:-7])
+    _, observer = tiny_run(plan, tmp_path)
+    assert len(observer.rows) == 1
+    assert (tmp_path / "tiny/results.csv").read_bytes() == before
+
+
+def test_a_threat_model_that_grants_too_little_is_named(tiny_npz: Path, tmp_path: Path) -> None:
+    tiny_run(tiny_plan(tiny_npz, ["none"], [{"use": "key-holder", "threats": ["ciphertext-only"]},
+                                            {"use": "as-released", "threats": ["federated-server"]}]), tmp_path)
+    rows = table(tmp_path).set_index("attack")
+    assert set(rows.status) == {"not-applicable"}
+    assert rows.loc["key-holder", "missing"] == "key"
+    assert rows.loc["as-released", "missing"] == "images"
+
+
+FAULTS = {
+    "Raises": ("raise ValueError('no idea')", "no idea"),
+    "TooFew": ("return Reconstruction(torch.zeros(3, *view.image_shape))", "exactly 4 images"),
+    "Nan": ("return Reconstruction(torch.full((4, *view.image_shape), float('nan')))", "not finite"),
+    "OutOfRange": ("return Reconstruction(torch.full((4, *view.image_shape), 2.0))", "[0, 1]"),
+    "Nothing": ("return None", "must return a Reconstruction"),
+    "Cheats": ("return Reconstruction(view.keys)", "does not grant 'key'"),
+    "Exits": ("os._exit(3)", "status 3"),
+    "Killed": ("os.kill(os.getpid(), 9)", "signal 9"),
+    "Hangs": ("import time; time.sleep(600)", "limit of 3 seconds"),
+    "Floods": ("[print('x' * 99999) for _ in range(500)]; raise ValueError('wet')", "wet"),
+    "Grows": ("x = [torch.ones(2**26) for _ in range(99)]; import time; time.sleep(60)", "memory"),
+}
+
+
+def test_a_failing_attack_is_a_row_with_its_reason_and_the_others_go_on(tiny_npz: Path, tmp_path: Path) -> None:
+    body = "".join(
+        f"\n@dataclass(frozen=True)\nclass {name}(Attack):\n    requires = frozenset({{'images'}})\n"
+        f"    default_threat = 'ciphertext-only'\n    def run(self, view, priors, rng):\n"
+        f"        print('hello from {name}', flush=True)\n        {code}\n" for name, (code, _) in FAULTS.items())
+    file = plugin(tmp_path, body)
+    tiny_run(tiny_plan(tiny_npz, ["none"], ["as-released"]), tmp_path)  # what is shared must not meet the limit
+    plan = tiny_plan(tiny_npz, ["none"], ["as-released", *(f"{file}:{name}" for name in FAULTS)],
+                     limits={"seconds": 3, "memory_mib": 1500})
+    result, _ = tiny_run(plan, tmp_path, "processes")
+    rows = table(tmp_path).set_index("attack")
+    assert rows.loc["as-released", "ssim"] == 1
+    for name, (_, reason) in FAULTS.items():
+        row: Any = rows.loc[f"my_attack.py:{name}"]
+        expected = {"Hangs": "timeout", "Killed": "killed", "Grows": "killed"}.get(name, "failed")
+        assert row.status == expected, name
+        assert reason in row.reason
+        log = result.folder / "cells" / next(r["cell"] for r in result.rows if r["attack"].endswith(name)) / "log.txt"
+        assert f"hello from {name}" in log.read_text()
+        assert log.stat().st_size < 2**20
+
+
+def test_a_failing_defense_fails_its_cells_only(tiny_npz: Path, tmp_path: Path) -> None:
+    file = plugin(tmp_path, """
+class Broken(PerImageDefense):
+    def encrypt(self, images, key, rng):
+        return images * 3
+""", "broken.py")
+    tiny_run(tiny_plan(tiny_npz, ["none", f"{file}:Broken"], BASIC), tmp_path)
+    rows = table(tmp_path)
+    assert rows.status.value_counts().to_dict() == {"ok": 3, "failed": 3}
+    assert rows[rows.status == "failed"].reason.str.contains("outside \\[0, 1\\]").all()
+
+
+def test_a_chain_takes_the_outer_estimate_further(tiny_npz: Path, tmp_path: Path) -> None:
+    chain = {"use": "memorization", "then": {"use": "jigsaw"}}
+    tiny_run(tiny_plan(tiny_npz, ["patch-shuffle"], ["memorization", chain, "jigsaw"]), tmp_path)
+    rows = table(tmp_path).set_index("attack")
+    assert rows.loc["memorization+jigsaw", "status"] == "ok"
+    # The weights hold the release bit by bit, so the chain solves the same puzzles as jigsaw on the release.
+    assert rows.loc["memorization+jigsaw", "release_psnr"] == 60
+    assert rows.loc["memorization", "ssim"] < rows.loc["memorization+jigsaw", "ssim"]
+
+
+def test_an_oracle_answers_with_the_victims_key(tiny_npz: Path, tmp_path: Path) -> None:
+    file = plugin(tmp_path, """
+@dataclass(frozen=True)
+class Chosen(Attack):
+    "Name every pixel, see where it goes, and undo it."
+    requires = frozenset({"images", "oracle"})
+    default_threat = "chosen-plaintext"
+    def queries(self, view):
+        size = torch.tensor(view.image_shape).prod()
+        codes = torch.arange(size)
+        return torch.stack([codes % 256, codes // 256]).reshape(2, *view.image_shape) / 255
+    def run(self, view, priors, rng):
+        low, high = (view.answers * 255).round().long().flatten(1)
+        back = torch.zeros_like(view.images).flatten(1)
+        back[:, low + 256 * high] = view.images.flatten(1)
+        return Reconstruction(back.reshape(-1, *view.image_shape))
+""")
+    tiny_run(tiny_plan(tiny_npz, ["block-scrambling"], [f"{file}:Chosen"]), tmp_path)
+    assert table(tmp_path).ssim.tolist() == [1.0]
+
+
+def test_known_pairs_are_under_the_victims_key(tiny_npz: Path, tmp_path: Path) -> None:
+    file = plugin(tmp_path, """
+@dataclass(frozen=True)
+class Pairs(Attack):
+    requires = frozenset({"images", "pairs", "public"})
+    default_threat = "known-plaintext"
+    def run(self, view, priors, rng):
+        plain, protected = view.pairs.plain.flatten(1), view.pairs.protected.flatten(1)
+        assert torch.equal(plain, view.public.pixels[:len(plain)].flatten(1))
+        source = torch.cdist(protected.T, plain.T).argmin(1)
+        back = torch.zeros_like(view.images).flatten(1)
+        back[:, source] = view.images.flatten(1)
+        return Reconstruction(back.reshape(-1, *view.image_shape))
+""")
+    threat = [{"name": "kp40", "base": "known-plaintext", "pairs": 40}]
+    plan = tiny_plan(tiny_npz, ["block-scrambling"], [{"use": f"{file}:Pairs", "threats": ["kp40"]}], threat=threat)
+    tiny_run(plan, tmp_path)
+    assert table(tmp_path).ssim.tolist() == [1.0]
+
+
+def test_a_prior_is_trained_once_for_all_defenses(tiny_npz: Path, tmp_path: Path) -> None:
+    file = plugin(tmp_path, """
+@dataclass(frozen=True)
+class Mean(Prior):
+    needs = frozenset({"public"})
+    def train(self, view, rng):
+        try:
+            view.release
+        except Exception as error:
+            assert type(error).__name__ == "NotGranted"
+        else:
+            raise AssertionError("a prior sees no more than it needs")
+        return {"mean": view.public.pixels.mean(0)}
+
+@dataclass(frozen=True)
+class UsesMean(Attack):
+    requires = frozenset({"public", "images"})
+    default_threat = "ciphertext-only"
+    def priors(self, view):
+        return {"mean": Mean()}
+    def run(self, view, priors, rng):
+        return Reconstruction(priors["mean"]["mean"].expand(view.n_targets, -1, -1, -1))
+""")
+    result, _ = tiny_run(tiny_plan(tiny_npz, ["none", "mixup", "block-scrambling"], [f"{file}:UsesMean"]), tmp_path)
+    assert set(table(tmp_path).status) == {"ok"}
+    assert result.computed["prior"] == 1 + 1  # the floor and the mean
+
+
+def test_two_runs_do_not_share_a_folder(tiny_npz: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    (tmp_path / "tiny").mkdir()
+    with (tmp_path / "tiny" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another run"):
+            tiny_run(tiny_plan(tiny_npz, ["none"], ["blind"]), tmp_path)
+
+
+def cli(npz: Path, output: Path, jobs: int = 2) -> list[str]:
+    return [sys.executable, "-m", "ppbench", "run", "--dataset", f"npz:{npz},private=24,public=40,test=12",
+            "--defense", "none", "--defense", "patch-shuffle", "--attack", "blind", "--attack", "as-released",
+            "--attack", "memorization", "--output", str(output), "--name", "tiny", "--jobs", str(jobs)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_goes_on_and_ends_like_an_undisturbed_one(tiny_npz: Path, tmp_path: Path,
+                                                                how: signal.Signals) -> None:
+    subprocess.run(cli(tiny_npz, tmp_path / "whole"), check=True, capture_output=True)
+    process = subprocess.Popen(cli(tiny_npz, tmp_path / "cut"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True)
+    cells = tmp_path / "cut" / "tiny" / "cells"
+    deadline = time.monotonic() + 120
+    while len(list(cells.glob("*/row.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, how)
+    _, errors = process.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "Traceback" not in errors
+    finished = {file: file.stat().st_mtime_ns for file in cells.glob("*/row.json")}
+    assert 2 <= len(finished) < 6
+    again = subprocess.run(cli(tiny_npz, tmp_path / "cut"), check=True, capture_output=True, text=True)
+    assert f"{len(finished)} of 6 cells are finished already" in again.stderr
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished
+    for name in ("results.csv", "per_image.csv"):
+        assert (tmp_path / "cut/tiny" / name).read_bytes() == (tmp_path / "whole/tiny" / name).read_bytes()
+    assert not list((tmp_path / "cut" / ".store" / "tmp").iterdir()) or how == signal.SIGKILL

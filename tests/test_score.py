@@ -1,0 +1,269 @@
+"""The scorer: the original scores 1, a blind guess 0, and every figure says what it is."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppbench import score as scoring
+from ppbench.attack import Reconstruction
+from ppbench.calibrate import Guess, Guesses, fit_guesses
+from ppbench.data import Images, Split
+from ppbench.defense import Release, resize
+from ppbench.score import ScoreSettings, Sheet, Truth, score
+from ppbench.seeding import generator
+
+TARGETS = 6
+GROUPS = ["ssim", "psnr", "identification"]
+
+
+def images(count: int, seed: int) -> Images:
+    """Smooth random colour images of three classes that differ in brightness."""
+    rng = generator(seed)
+    labels = torch.arange(count) % 3
+    coarse = torch.rand(count, 3, 4, 4, generator=rng)
+    pixels = torch.nn.functional.interpolate(coarse, (16, 16), mode="bilinear") * 0.6
+    return Images(pixels + 0.13 * labels[:, None, None, None], labels, torch.arange(count))
+
+
+SPLIT = Split(images(10, 0), images(24, 1), images(5, 2), 3)
+PRIVATE = SPLIT.private.pixels[:TARGETS]
+GUESSES = {"ssim": fit_guesses("ssim", SPLIT.public, 3, generator(0)),
+           "identification": fit_guesses("identification", SPLIT.public, 3, generator(1))}
+RELEASE = Release(SPLIT.private.pixels, SPLIT.private.labels, torch.arange(10))
+
+
+def sheet_of(found: Reconstruction, outer: Reconstruction | None = None, groups: list[str] | None = None,
+             distractors: int = 1000, **truth: Any) -> Sheet:
+    settled = {"release": RELEASE, "labels_known": True, "guesses": GUESSES, "judge": None, **truth}
+    return score(Truth(SPLIT, targets=TARGETS, **settled), found, outer,
+                 ScoreSettings(groups or GROUPS, distractors=distractors), generator(0))
+
+
+def test_the_original_itself_scores_one_and_leaks_all() -> None:
+    values = sheet_of(Reconstruction(PRIVATE)).values
+    assert values["ssim"] == pytest.approx(1, abs=1e-6)
+    assert values["psnr"] == 60
+    assert values["identification"] == 1
+    assert values["leakage_ssim"] == pytest.approx(1, abs=1e-6)
+    assert values["leakage_identification"] == 1
+    assert 0 < values["ssim_floor"] < 1
+    assert "release_ssim" not in values
+
+
+@pytest.mark.parametrize("labels_known", [True, False])
+@pytest.mark.parametrize("metric", ["ssim", "identification"])
+def test_a_blind_guess_leaks_exactly_nothing(metric: str, labels_known: bool) -> None:
+    labels = SPLIT.private.labels[:TARGETS] if labels_known else None
+    guess = GUESSES[metric].knowing(labels)
+    found = Reconstruction(guess.for_targets(labels, TARGETS, SPLIT.public))
+    sheet = sheet_of(found, labels_known=labels_known)
+    assert sheet.values[f"leakage_{metric}"] == 0
+    assert sheet.values[f"leakage_{metric}_low"] == sheet.values[f"leakage_{metric}_high"] == 0
+    assert sheet.values[metric] == sheet.values[f"{metric}_floor"]
+    assert torch.equal(sheet.per_image[metric], sheet.per_image[f"{metric}_floor"])
+    assert sheet.texts[f"{metric}_floor_method"] == guess.method
+
+
+def test_leakage_is_the_share_of_the_way_from_the_floor_to_the_original() -> None:
+    found = Reconstruction((PRIVATE + 0.3 * torch.rand(PRIVATE.shape, generator=generator(3))).clamp(0, 1))
+    values = sheet_of(found).values
+    for name in ("ssim", "identification"):
+        floor = values[f"{name}_floor"]
+        assert values[f"leakage_{name}"] == pytest.approx((values[name] - floor) / (1 - floor))
+        assert values[f"leakage_{name}_low"] <= values[f"leakage_{name}"] <= values[f"leakage_{name}_high"]
+    assert values["ssim_low"] <= values["ssim"] <= values["ssim_high"] <= values["ssim_worst"]
+
+
+def test_a_guess_worse_than_blind_leaks_less_than_nothing() -> None:
+    values = sheet_of(Reconstruction(1 - PRIVATE)).values
+    assert values["leakage_ssim"] < 0
+
+
+def test_a_floor_as_good_as_the_original_leaves_no_leakage_to_speak_of() -> None:
+    known = Guess("class-random", torch.empty(0, 3, 16, 16), 0)
+    spoilt = Guesses(Guess("mean", PRIVATE[:1], 0), known)
+    same = PRIVATE[:1].expand(TARGETS, -1, -1, -1)
+    split = Split(Images(same, SPLIT.private.labels[:TARGETS], SPLIT.private.ids[:TARGETS]), SPLIT.public, SPLIT.test, 3)
+    truth = Truth(split, RELEASE, TARGETS, False, {"ssim": spoilt}, None)
+    values = score(truth, Reconstruction(same), None, ScoreSettings(["psnr", "ssim"]), generator(0)).values
+    assert values["ssim_floor"] == pytest.approx(1, abs=1e-6)
+    assert math.isfinite(values.get("leakage_ssim", 0))
+
+
+def test_only_what_was_asked_for_is_measured() -> None:
+    sheet = sheet_of(Reconstruction(PRIVATE), groups=["psnr"])
+    assert set(sheet.values) == {"psnr"}
+    assert set(sheet.texts) == {"psnr_def"}
+    assert sheet.notes == []
+
+
+def test_every_figure_says_what_it_is() -> None:
+    texts = sheet_of(Reconstruction(PRIVATE)).texts
+    assert {"ssim_def", "psnr_def", "identification_def", "ssim_floor_method", "identification_floor_method"} == set(texts)
+
+
+def test_equal_generators_give_equal_sheets() -> None:
+    found = Reconstruction(SPLIT.public.pixels[:TARGETS], aligned=False)
+    one, other = sheet_of(found), sheet_of(found)
+    assert one.values == other.values
+    assert one.texts == other.texts
+
+
+# --- LPIPS
+
+def test_lpips_is_absent_with_its_reason_where_there_are_no_weights(tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    sheet = sheet_of(Reconstruction(PRIVATE), groups=["ssim", "lpips"])
+    assert not any("lpips" in name for name in [*sheet.values, *sheet.texts, *sheet.per_image])
+    assert len(sheet.notes) == 1
+    assert "ppbench weights fetch" in sheet.notes[0]
+    assert sheet.values["ssim"] == pytest.approx(1, abs=1e-6)
+
+
+# --- unordered reconstructions
+
+def test_an_unordered_set_is_matched_to_the_targets() -> None:
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    sheet = sheet_of(Reconstruction(PRIVATE[order], aligned=False))
+    assert torch.equal(sheet.shown, PRIVATE)
+    assert sheet.values["ssim"] == pytest.approx(1, abs=1e-6)
+    assert sheet.values["identification"] == 1
+    assert sheet.texts["ssim_floor_method"] == "random public images, assigned"
+    aligned = sheet_of(Reconstruction(PRIVATE[order]))
+    assert aligned.values["ssim"] < 0.9
+
+
+def test_an_unordered_set_is_matched_inside_its_batches_alone() -> None:
+    inside, across = torch.tensor([2, 0, 1, 5, 3, 4]), torch.tensor([5, 0, 1, 2, 3, 4])
+    assert torch.equal(sheet_of(Reconstruction(PRIVATE[inside], aligned=False, within=3)).shown, PRIVATE)
+    assert not torch.equal(sheet_of(Reconstruction(PRIVATE[across], aligned=False, within=3)).shown, PRIVATE)
+
+
+def test_public_images_as_an_unordered_set_leak_next_to_nothing() -> None:
+    found = Reconstruction(SPLIT.public.pixels[:TARGETS], aligned=False)
+    assert abs(sheet_of(found).values["leakage_ssim"]) < 0.35
+
+
+def test_one_image_for_all_identifies_one_target_at_most() -> None:
+    found = Reconstruction(PRIVATE[:1].expand(TARGETS, -1, -1, -1), aligned=False)
+    assert sheet_of(found).values["identification"] == pytest.approx(1 / TARGETS)
+
+
+# --- estimates of the release
+
+def halved(pixels: Tensor) -> Tensor:
+    return torch.nn.functional.avg_pool2d(pixels, 2)
+
+
+def test_an_estimate_of_a_release_of_another_shape_is_fitted_to_the_private_one() -> None:
+    release = Release(halved(SPLIT.private.pixels), SPLIT.private.labels, torch.arange(10))
+    sheet = sheet_of(Reconstruction(release.images[:TARGETS], of="released"), release=release)
+    assert sheet.shown.shape == PRIVATE.shape
+    assert torch.equal(sheet.shown, resize(release.images[:TARGETS], (3, 16, 16)))
+    assert sheet.values["release_psnr"] == 60
+    assert "release_ssim" not in sheet.values  # 8 pixels are too small for SSIM's window
+    assert 0 < sheet.values["ssim"] < 1
+
+
+def test_a_grey_release_is_fitted_to_colour() -> None:
+    release = Release(SPLIT.private.pixels.mean(1, keepdim=True), SPLIT.private.labels, torch.arange(10))
+    sheet = sheet_of(Reconstruction(release.images[:TARGETS], of="released"), release=release)
+    assert sheet.shown.shape == PRIVATE.shape
+    assert sheet.values["release_ssim"] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_perfect_recovery_of_a_shuffled_release_shows_in_the_release_columns() -> None:
+    shuffled = SPLIT.private.pixels.flatten(2)[..., torch.randperm(256, generator=generator(5))].reshape(10, 3, 16, 16)
+    release = Release(shuffled, SPLIT.private.labels, torch.arange(10))
+    values = sheet_of(Reconstruction(shuffled[:TARGETS], of="released"), release=release).values
+    assert values["release_ssim"] == pytest.approx(1, abs=1e-6)
+    assert values["release_psnr"] == 60
+    assert values["leakage_ssim"] < 0.1
+
+
+def test_in_a_chain_the_outer_attack_is_scored_against_the_release() -> None:
+    outer = Reconstruction(halved(PRIVATE), of="released")
+    release = Release(halved(SPLIT.private.pixels), SPLIT.private.labels, torch.arange(10))
+    values = sheet_of(Reconstruction(PRIVATE), outer, release=release).values
+    assert values["ssim"] == pytest.approx(1, abs=1e-6)
+    assert values["release_psnr"] == 60
+
+
+def test_an_unordered_outer_attack_leaves_the_chain_unordered() -> None:
+    order = torch.tensor([1, 0, 2, 4, 3, 5])
+    outer = Reconstruction(PRIVATE[order], of="released", aligned=False, within=3)
+    sheet = sheet_of(Reconstruction(PRIVATE[order]), outer)
+    assert torch.equal(sheet.shown, torch.cat([PRIVATE[:3], PRIVATE[3:]]))
+    assert sheet.values["release_psnr"] == 60
+    assert sheet.texts["ssim_floor_method"] == "random public images, assigned"
+
+
+@pytest.mark.parametrize(("outer_within", "inner_within", "expected"), [
+    (2, None, None), (2, 3, 3), (None, 3, None), (2, 2, 2)])
+def test_a_chain_is_as_unordered_as_its_loosest_link(outer_within: int | None, inner_within: int | None,
+                                                     expected: int | None) -> None:
+    seen: list[int | None] = []
+    truth = Truth(SPLIT, RELEASE, TARGETS, True, {}, None)
+    outer = Reconstruction(PRIVATE, False, "released", outer_within)
+    found = Reconstruction(PRIVATE, False, "private", inner_within)
+    aligned, within = scoring._order(truth, found, outer)
+    seen.append(within)
+    assert (aligned, seen) == (False, [expected])
+
+
+def test_a_release_without_partners_is_matched() -> None:
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    release = Release(PRIVATE[order], SPLIT.private.labels[:TARGETS][order], None)
+    sheet = sheet_of(Reconstruction(PRIVATE[order], of="released"), release=release)
+    assert torch.equal(sheet.shown, PRIVATE)
+    assert sheet.values["release_psnr"] == 60
+
+
+# --- gallery and judge
+
+@pytest.mark.parametrize(("distractors", "gallery"), [(1000, 10 + 5), (3, TARGETS + 3), (0, TARGETS)])
+def test_the_gallery_holds_targets_and_distractors_but_nothing_public(distractors: int, gallery: int) -> None:
+    sheet = sheet_of(Reconstruction(PRIVATE), distractors=distractors)
+    assert sheet.values["gallery"] == gallery
+    found = scoring._gallery(Truth(SPLIT, RELEASE, TARGETS, True, {}, None), ScoreSettings([], distractors=distractors))
+    assert torch.equal(found[:TARGETS], PRIVATE)
+    public = {tuple(image.flatten().tolist()) for image in SPLIT.public.pixels}
+    assert not public & {tuple(image.flatten().tolist()) for image in found}
+
+
+class Brightness:
+    """A judge that tells the classes by their mean brightness, and images by their mean colour."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.means = tensors["means"]
+
+    def features(self, found: Tensor) -> Tensor:
+        return found.mean((2, 3))
+
+    def predict(self, found: Tensor) -> Tensor:
+        return (found.mean((1, 2, 3))[:, None] - self.means).abs().argmin(1)
+
+
+def test_recognition_and_feature_identification_are_the_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "Judge", Brightness)
+    means = torch.stack([SPLIT.public.pixels[SPLIT.public.labels == k].mean() for k in range(3)])
+    judge = {"means": means}
+    sheet = sheet_of(Reconstruction(PRIVATE), groups=[*GROUPS, "recognition"], judge=judge)
+    right = Brightness(judge).predict(PRIVATE) == SPLIT.private.labels[:TARGETS]
+    assert sheet.values["recognition"] == float(right.double().mean())
+    assert sheet.values["identification_feature"] == 1
+    assert sheet.texts["recognition_def"]
+    black = sheet_of(Reconstruction(torch.zeros_like(PRIVATE)), groups=["recognition"], judge=judge)
+    assert black.values["recognition"] == pytest.approx(1 / 3)  # all of them look like the darkest class
+    drawn = sheet_of(Reconstruction(PRIVATE), groups=["recognition"], judge=judge, labels_known=False)
+    assert 0 <= drawn.values["recognition_floor"] <= sheet.values["recognition_floor"] <= 1
+
+
+def test_without_a_judge_there_is_no_recognition() -> None:
+    sheet = sheet_of(Reconstruction(PRIVATE), groups=[*GROUPS, "recognition"])
+    assert not {"recognition", "recognition_floor", "identification_feature"} & set(sheet.values)
