@@ -27,7 +27,7 @@ def from_bits(bits: Tensor, shape: tuple[int, ...], depth: int = 8) -> Tensor:
     """Invert `to_bits`: images `[N, *shape]` in [0, 1]; where `depth` < 8, the middle of what the bits leave open."""
     places: Tensor = 2 ** torch.arange(7, 7 - depth, -1)
     open_bits = 2 ** (8 - depth) - 1
-    values = (bits.reshape(len(bits), -1, depth) * places).sum(2) + open_bits / 2
+    values: Tensor = (bits.reshape(len(bits), -1, depth) * places).sum(2) + open_bits / 2
     return (values.float() / 255).reshape(len(bits), *shape)
 
 

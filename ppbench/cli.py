@@ -63,7 +63,7 @@ def run(suite: str | None, datasets: tuple[str, ...], defenses: tuple[str, ...],
         tables["attack"] = [{**table, "threats": list(threats)} for table in _tables(tables, "attack")]
     if name is not None:
         tables["name"] = name
-    _run(tables, origin, folder, output, engine, jobs or os.cpu_count() or 1, dry_run, fresh)
+    _run(tables, origin, folder, output, engine, jobs, dry_run, fresh)
 
 
 def _tables(suite: dict[str, Any], axis: str) -> list[dict[str, Any]]:
@@ -73,8 +73,8 @@ def _tables(suite: dict[str, Any], axis: str) -> list[dict[str, Any]]:
     return found
 
 
-def _run(tables: dict[str, Any], origin: str, folder: Path, output: Path, engine: str, jobs: int, dry_run: bool,
-         fresh: bool) -> None:
+def _run(tables: dict[str, Any], origin: str, folder: Path, output: Path, engine: str, jobs: int | None,
+         dry_run: bool, fresh: bool) -> None:
     from ppbench.suite import validate
 
     suite = validate(tables, origin)
@@ -91,6 +91,7 @@ def _run(tables: dict[str, Any], origin: str, folder: Path, output: Path, engine
             click.echo(f"{cell.id} {cell}{missing}")
         click.echo(f"{len(plan.cells)} cells")
         return
+    jobs = jobs or max(1, (os.cpu_count() or 1) // plan.limits.threads)
     with Terminal() as terminal:
         result = run_plan(plan, RunOptions(output, engine, jobs, fresh), terminal)
     print_matrix(result.rows)

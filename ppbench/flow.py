@@ -160,7 +160,7 @@ class Flow:
                          derive_seed(cell.seed, "pairs", cell.defense.identity()), (cell.defense.ref.code,))
             inputs["pairs"] = await self.make(pairs)
         params = {**self._deployed(cell.defense), **self._against(threat)}
-        view = await self.make(Step("view", "view", inputs, params, 0))
+        view = await self.make(Step("view", "view", inputs, params, 0, (cell.defense.ref.code,)))
         if "oracle" not in threat.grants or "oracle" not in cell.attack.requires:
             return view
         asked = Step("queries", "queries", {"view": view}, {"ref": self._ref(attack)},
@@ -169,7 +169,7 @@ class Flow:
                        self._deployed(cell.defense), derive_seed(cell.seed, "answers", cell.defense.identity()),
                        (cell.defense.ref.code,))
         inputs["answers"] = await self.make(answers)
-        return await self.make(Step("view", "view", inputs, params, 0))
+        return await self.make(Step("view", "view", inputs, params, 0, (cell.defense.ref.code,)))
 
     async def public_view(self, cell: Cell) -> Artefact:
         """What somebody has who reads neither a release nor a private image."""
@@ -190,7 +190,9 @@ class Flow:
         """What an adversary learnt: shared by all cells in which it would see the same."""
         module = prior["class"].partition(":")[0]
         code = ref.code if ref is not None and is_file(ref.name) else code_digest(module)
-        key = json_digest([prior, seed, code, self.plan.limits.threads, self.plan.environment])[:32]
+        # LPIPS's weights are no parameter, yet a guess that is optimised for it depends on them.
+        key = json_digest([prior, seed, code, self.plan.lpips, self.plan.limits.threads,
+                           self.plan.environment])[:32]
         if key not in self._made:
             params = {"prior": prior, "ref": self._ref(ref) if ref is not None else None}
             step = Step("prior", "prior", {"view": view}, params,

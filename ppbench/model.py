@@ -121,7 +121,7 @@ def for_images(factory: str, kwargs: Mapping[str, Any], shape: Shape, classes: i
     """Fit a factory's arguments to images of `shape` (C, H, W) and a number of classes."""
     channels, height, width = shape
     fitted = {**kwargs, "num_classes": classes}
-    if factory.startswith("timm:"):
+    if factory.startswith(("timm:", "ppbench.nets:")):
         fitted["in_chans"] = channels
     if is_timm_vit(factory):
         fitted["img_size"] = [height, width]

@@ -159,14 +159,15 @@ def make_victim(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) ->
     """Train the victim on the release; with a training attack, under its hand."""
     start, protected = inputs.load(Model, "start"), inputs.load(Protected, "release")
     attack = _attack(params) if params.get("ref") else None
+    training, acting = spawn(rng), spawn(rng)  # the honest victim sees the same minibatches
     penalty = None
     if isinstance(attack, TrainingAttack):
-        penalty = attack.penalty(protected.release, start.build(), spawn(rng))
-    model = victim.train(start, protected.release, _recipe(params), spawn(rng), penalty)
+        penalty = attack.penalty(protected.release, start.build(), acting)
+    model = victim.train(start, protected.release, _recipe(params), training, penalty)
     if isinstance(attack, TrainingAttack):
         assert model.state is not None
-        model = replace(model, state=_checked_state(attack.finish(protected.release, dict(model.state), spawn(rng)),
-                                                    model.state))
+        hidden = attack.finish(protected.release, dict(model.state), acting)
+        model = replace(model, state=_checked_state(hidden, model.state))
     accuracy = victim.accuracy(model, protected.queries, protected.query_labels)
     return Made(Trained(model, accuracy), {"accuracy": accuracy})
 

@@ -65,8 +65,7 @@ def start(recipe: Recipe, defense: Defense, keys: Keys | None, shape: Shape, cla
     Raises:
         UserError: the architecture is unknown or refuses its arguments.
     """
-    channels = {"in_chans": shape[0]} if recipe.model.startswith("ppbench.nets:") else {}
-    model = defense.adapt(for_images(recipe.model, {**recipe.kwargs, **channels}, shape, classes), keys)
+    model = defense.adapt(for_images(recipe.model, recipe.kwargs, shape, classes), keys)
     return model.with_state(model.build())
 
 

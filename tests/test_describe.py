@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -105,7 +104,7 @@ def test_the_command_lists_without_torch(flag: list[str]) -> None:
 # --- plug-ins of others
 
 @pytest.fixture
-def one_plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+def one_plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Describe one module as if it were the only registered attack beside `blind`."""
     monkeypatch.syspath_prepend(tmp_path)
     count = 0
@@ -121,7 +120,7 @@ def one_plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]
         mine, blind = describe("attacks")
         return mine, blind
 
-    yield describe_it
+    return describe_it
 
 
 @pytest.mark.parametrize(("body", "attribute", "problem"), [
@@ -155,8 +154,8 @@ def test_facts_and_parameters_of_bases_in_the_file_are_inherited(one_plugin: Any
     mine, _ = one_plugin(
         'from typing import ClassVar\n'
         'class Base:\n    requires: ClassVar = frozenset({"b", "a"})\n    default_threat = "x"\n    one: int = 1\n'
-        'class Mine(Base):\n    """A line.\n\n    More."""\n    default_threat = "y"\n    one: int = 2\n    two: str = "t"\n'
-        '    hidden = 3\n    kind: ClassVar[int] = 4\n')
+        'class Mine(Base):\n    """A line.\n\n    More."""\n    default_threat = "y"\n    one: int = 2\n'
+        '    two: str = "t"\n    hidden = 3\n    kind: ClassVar[int] = 4\n')
     assert mine == Description("mine", "A line.", {"requires": "a, b", "default_threat": "y"},
                                {"one": "2", "two": "'t'"})
 

@@ -10,7 +10,7 @@ from PIL import Image
 from ppbench.grids import GAP, HEADER, MARGIN, MOST_ROWS, TILE, Column, draw_grid, tile
 
 
-def picture(private: torch.Tensor, released: torch.Tensor, columns: list[Column], title: str = "a title") -> Image.Image:
+def picture(private: torch.Tensor, released: torch.Tensor, columns: list[Column], title: str = "t") -> Image.Image:
     found = Image.open(io.BytesIO(draw_grid(title, private, released, True, columns)))
     found.load()
     return found

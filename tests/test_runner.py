@@ -247,6 +247,42 @@ class UsesMean(Attack):
     assert result.computed["prior"] == 1 + 1  # the floor and the mean
 
 
+def test_where_files_lie_changes_nothing(tiny_npz: Path, tmp_path: Path) -> None:
+    body = """
+@dataclass(frozen=True)
+class Grey(Attack):
+    requires = frozenset({"images"})
+    default_threat = "ciphertext-only"
+    def run(self, view, priors, rng):
+        return Reconstruction(torch.full((view.n_targets, *view.image_shape), 0.5) + 0.1 * torch.rand(1, generator=rng))
+"""
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        data = folder / "tiny.npz"
+        data.write_bytes(tiny_npz.read_bytes())
+        tiny_run(tiny_plan(data, ["none"], [f"{plugin(folder, body)}:Grey", "as-released"]), folder)
+    assert (tmp_path / "a/tiny/results.csv").read_bytes() == (tmp_path / "b/tiny/results.csv").read_bytes()
+
+
+def test_an_edited_plug_in_or_data_set_is_run_again(tiny_npz: Path, tmp_path: Path) -> None:
+    body = """
+@dataclass(frozen=True)
+class Grey(Attack):
+    requires = frozenset({"images"})
+    default_threat = "ciphertext-only"
+    def run(self, view, priors, rng):
+        return Reconstruction(torch.full((view.n_targets, *view.image_shape), 0.5))
+"""
+    file = plugin(tmp_path, body)
+    first, _ = tiny_run(tiny_plan(tiny_npz, ["none"], [f"{file}:Grey", "as-released"]), tmp_path)
+    plugin(tmp_path, body.replace("0.5", "0.9"))
+    second, observer = tiny_run(tiny_plan(tiny_npz, ["none"], [f"{file}:Grey", "as-released"]), tmp_path)
+    assert [row["attack"] for row in observer.rows] == ["my_attack.py:Grey"]
+    assert first.rows[0]["ssim"] != second.rows[0]["ssim"]
+    assert first.rows[1] == second.rows[1]
+
+
 def test_two_runs_do_not_share_a_folder(tiny_npz: Path, tmp_path: Path) -> None:
     import fcntl
 
@@ -257,33 +293,58 @@ def test_two_runs_do_not_share_a_folder(tiny_npz: Path, tmp_path: Path) -> None:
             tiny_run(tiny_plan(tiny_npz, ["none"], ["blind"]), tmp_path)
 
 
-def cli(npz: Path, output: Path, jobs: int = 2) -> list[str]:
-    return [sys.executable, "-m", "ppbench", "run", "--dataset", f"npz:{npz},private=24,public=40,test=12",
-            "--defense", "none", "--defense", "patch-shuffle", "--attack", "blind", "--attack", "as-released",
-            "--attack", "memorization", "--output", str(output), "--name", "tiny", "--jobs", str(jobs)]
+SUITE = """
+schema = 1
+name = "tiny"
+targets = 4
+dataset = [{ use = "npz:tiny.npz", private = 24, public = 40, test = 12 }]
+defense = [{ use = "none" }, { use = "patch-shuffle" }]
+attack = [
+    { use = "my_attack.py:Slow", mark = 0.1 }, { use = "my_attack.py:Slow", mark = 0.2 },
+    { use = "as-released" }, { use = "memorization" },
+]
+victim = { epochs = 1 }
+score = { groups = ["ssim", "task"] }
+"""
+SLOW = """
+@dataclass(frozen=True)
+class Slow(Attack):
+    requires = frozenset({"images"})
+    default_threat = "ciphertext-only"
+    mark: float = 0.0
+    def run(self, view, priors, rng):
+        import time
+        time.sleep(4)
+        return Reconstruction(torch.full((view.n_targets, *view.image_shape), self.mark))
+"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_goes_on_and_ends_like_an_undisturbed_one(tiny_npz: Path, tmp_path: Path,
-                                                                how: signal.Signals) -> None:
-    subprocess.run(cli(tiny_npz, tmp_path / "whole"), check=True, capture_output=True)
-    process = subprocess.Popen(cli(tiny_npz, tmp_path / "cut"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, start_new_session=True)
+def test_a_stopped_run_goes_on_and_ends_like_an_undisturbed_one(tiny_npz: Path, tmp_path: Path) -> None:
+    plugin(tmp_path, SLOW)
+    (tmp_path / "tiny.toml").write_text(SUITE)
+
+    def command(output: str) -> list[str]:
+        return [sys.executable, "-m", "ppbench", "run", str(tmp_path / "tiny.toml"), "--output", str(tmp_path / output)]
+
+    subprocess.run(command("whole"), check=True, capture_output=True)
     cells = tmp_path / "cut" / "tiny" / "cells"
-    deadline = time.monotonic() + 120
-    while len(list(cells.glob("*/row.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.killpg(process.pid, how)
-    _, errors = process.communicate(timeout=60)
-    if how == signal.SIGINT:
-        assert process.returncode == 130
+    finished: dict[Path, int] = {}
+    for how in (signal.SIGINT, signal.SIGKILL):
+        process = subprocess.Popen(command("cut"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   start_new_session=True)
+        deadline = time.monotonic() + 120
+        while len(list(cells.glob("*/row.json"))) < len(finished) + 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.killpg(process.pid, how)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
         assert "Traceback" not in errors
-    finished = {file: file.stat().st_mtime_ns for file in cells.glob("*/row.json")}
-    assert 2 <= len(finished) < 6
-    again = subprocess.run(cli(tiny_npz, tmp_path / "cut"), check=True, capture_output=True, text=True)
-    assert f"{len(finished)} of 6 cells are finished already" in again.stderr
+        assert {file: file.stat().st_mtime_ns for file in finished} == finished  # not computed again
+        finished = {file: file.stat().st_mtime_ns for file in cells.glob("*/row.json")}
+        assert 2 <= len(finished) < 8
+    again = subprocess.run(command("cut"), check=True, capture_output=True, text=True)
+    assert f"{len(finished)} of 8 cells are finished already" in again.stderr
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
     for name in ("results.csv", "per_image.csv"):
         assert (tmp_path / "cut/tiny" / name).read_bytes() == (tmp_path / "whole/tiny" / name).read_bytes()
-    assert not list((tmp_path / "cut" / ".store" / "tmp").iterdir()) or how == signal.SIGKILL

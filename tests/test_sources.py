@@ -10,7 +10,8 @@ from ppbench.sources import code_digest, file_code_digest, versions
 
 FILES = {
     "__init__.py": "",
-    "main.py": "import os\nimport numpy\nfrom tiny_pkg import near\nfrom .sub import deep\nfrom tiny_pkg.attr import NAME\n",
+    "main.py": "import os\nimport numpy\nfrom tiny_pkg import near\nfrom .sub import deep\n"
+               "from tiny_pkg.attr import NAME\n",
     "near.py": "from . import further\n",
     "further.py": "X = 1\n",
     "attr.py": "NAME = 1\n",

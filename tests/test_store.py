@@ -144,7 +144,7 @@ def test_many_writers_of_one_key_leave_one_whole_artefact(tmp_path: Path) -> Non
 
 def test_scratch_is_removed_also_after_an_error(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    with pytest.raises(KeyError), store.scratch() as scratch:
+    with pytest.raises(KeyError), store.scratch() as scratch:  # noqa: PT012
         (scratch / "folder").mkdir()
         (scratch / "folder" / "file").write_bytes(b"x")
         raise KeyError

@@ -1,0 +1,256 @@
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from ppbench.attack import check_reconstruction
+from ppbench.attacks._closed_form import vit_inputs
+from ppbench.attacks._labels import infer_labels, labels_from_bias
+from ppbench.attacks.gradient_matching import GradientMatching, Problem, cosine_distance, total_variation
+from ppbench.data import Images
+from ppbench.defense import Defense, Keys, draw_keys
+from ppbench.errors import NotApplicable
+from ppbench.model import Update
+from ppbench.plugins import build
+from ppbench.ref import Ref
+from ppbench.seeding import generator, seeded
+from ppbench.victim import Recipe, client_update, prepare, start
+from ppbench.view import Algorithm, Sealed, View
+
+SHAPE = (3, 16, 16)
+CLASSES = 5
+CONV = Recipe(kwargs={"width": 8})
+VIT = Recipe("timm:vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2})
+QUICK = GradientMatching(steps=8)
+
+
+def smooth(count: int, seed: int) -> Images:
+    coarse = torch.rand(count, 3, 4, 4, generator=generator(seed))
+    pixels = nn.functional.interpolate(coarse, SHAPE[1:], mode="bicubic").clamp(0, 1)
+    return Images(pixels, torch.arange(count) % CLASSES, torch.arange(count))
+
+
+def attacked(recipe: Recipe = CONV, defense: str = "none", targets: int = 4, batch: int = 2, bn_train: bool = False,
+             local_steps: int = 1, noise: float = 0.0) -> tuple[View, Tensor]:
+    """Return a federated server's view, and the released images it is after."""
+    ref, private, public = Ref("defenses", defense), smooth(targets, 1), smooth(40, 2)
+    made: Defense = build(ref)
+    scope = made.key_scopes[0] if made.key_scopes else None
+    keys: Keys | None = draw_keys(made, scope, targets, SHAPE, generator(3))
+    release = made.protect(private, keys, generator(4))
+    with seeded(5):
+        model = start(recipe, made, keys, SHAPE, CLASSES)
+    update = client_update(model, release.images, release.labels, batch=batch, local_steps=local_steps,
+                           learning_rate=0.02, bn_train=bn_train)
+    if noise:
+        values = {name: value + noise * value.std() * torch.randn(value.shape, generator=generator(6))
+                  for name, value in update.values.items()}
+        update = replace(update, values=values)
+    granted = frozenset({"model", "gradients", "public", "algorithm"})
+    return View(Sealed(granted, SHAPE, release.shape, targets, CLASSES, public=public, model=model, update=update,
+                       algorithm=Algorithm(ref, scope, 0))), release.images
+
+
+def run(attack: GradientMatching, view: View) -> Any:
+    found = attack.run(view, {}, generator(0))
+    check_reconstruction(found, view)
+    return found
+
+
+def decibels(estimate: Tensor, true: Tensor) -> Tensor:
+    return -10 * (estimate - true).square().flatten(1).mean(1).log10()
+
+
+@pytest.mark.parametrize(("counts", "size"), [([0, 1, 0, 0], 1), ([2, 0, 1, 0], 3), ([0, 0, 0, 8], 8),
+                                              ([2, 2, 2, 2], 8), ([1, 1, 1, 0], 3)])
+def test_labels_of_uniform_predictions(counts: list[int], size: int) -> None:
+    bias = torch.full((1, 4), 0.25) - torch.tensor([counts]) / size
+    assert torch.bincount(labels_from_bias(bias, torch.full((4,), 0.25), size)[0], minlength=4).tolist() == counts
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=16), st.integers(0, 2**30))
+def test_labels_survive_predictions_that_vary_a_little(labels: list[int], seed: int) -> None:
+    size = len(labels)
+    logits = 0.2 * torch.randn(6, generator=generator(seed)) + 0.1 / size * torch.randn(
+        size, 6, generator=generator(seed + 1))
+    seen = (logits.mean(0)).softmax(0)
+    bias = logits.softmax(1).mean(0) - torch.bincount(torch.tensor(labels), minlength=6) / size
+    assert labels_from_bias(bias[None], seen, size)[0].tolist() == sorted(labels)
+
+
+@given(st.integers(0, 2**30), st.floats(0, 5))
+def test_one_label_is_exact_whatever_is_predicted(seed: int, sharpness: float) -> None:
+    predicted = (sharpness * torch.randn(7, generator=generator(seed))).softmax(0)
+    for label in range(7):
+        bias = predicted - nn.functional.one_hot(torch.tensor(label), 7)
+        assert labels_from_bias(bias[None], torch.full((7,), 1 / 7), 1).item() == label
+
+
+@pytest.mark.parametrize(("recipe", "with_bias"), [(CONV, True), (CONV, False), (VIT, True)])
+def test_labels_are_inferred_from_a_network(recipe: Recipe, with_bias: bool) -> None:
+    view, _ = attacked(recipe, targets=12, batch=6)
+    grads = dict(view.update.values)
+    name = "net.1.bias" if recipe is CONV else "net.head.bias"
+    assert name in grads
+    if not with_bias:
+        del grads[name]
+    found = infer_labels(view.model.build(), grads, 6, CLASSES, view.public.pixels)
+    assert found.tolist() == [[0, 0, 1, 2, 3, 4], [0, 1, 1, 2, 3, 4]]
+
+
+def test_no_linear_layer_is_not_applicable() -> None:
+    net = nn.Sequential(nn.Conv2d(3, CLASSES, 16), nn.Flatten())
+    with pytest.raises(NotApplicable, match="last linear layer with 5 outputs"):
+        infer_labels(net, {}, 1, CLASSES, torch.rand(2, *SHAPE))
+
+
+def test_cosine_distance_is_one_minus_cosine() -> None:
+    first = {"a": torch.randn(3, 4, 5, generator=generator(0)), "b": torch.randn(3, 2, generator=generator(1))}
+    second = {"a": torch.randn(3, 4, 5, generator=generator(2)), "b": torch.randn(3, 2, generator=generator(3))}
+    flat = [torch.cat([v["a"].flatten(1), v["b"]], 1) for v in (first, second)]
+    torch.testing.assert_close(cosine_distance(first, second), 1 - cosine_similarity(flat[0], flat[1]))
+    assert cosine_distance(first, {name: 7 * value for name, value in first.items()}).max() < 1e-12
+
+
+def test_total_variation_by_hand() -> None:
+    images = torch.tensor([[[[0.0, 1.0], [0.0, 0.5]]]])[None]
+    assert total_variation(images).tolist() == [pytest.approx((0 + 0.5) / 2 + (1 + 0.5) / 2)]
+
+
+@pytest.mark.parametrize("recipe", [CONV, VIT])
+def test_distances_and_their_gradient_agree_with_a_plain_loop(recipe: Recipe) -> None:
+    view, _ = attacked(recipe, targets=6, batch=2)
+    net = view.model.build()
+    prepare(net, False)
+    labels = torch.tensor([[0, 1], [2, 3], [0, 4]])
+    images = torch.rand(3, 2, *SHAPE, generator=generator(0), requires_grad=True)
+    found = Problem(net, view.update.values, labels).distances(images)
+    expected = []
+    for number in range(3):
+        loss = cross_entropy(net(images[number]), labels[number])
+        grads = torch.autograd.grad(loss, list(net.parameters()), create_graph=True)
+        flat = torch.cat([g.flatten() for g in grads])
+        true = torch.cat([view.update.values[name][number].flatten() for name, _ in net.named_parameters()])
+        expected.append(1 - cosine_similarity(flat, true, dim=0))
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-3, atol=1e-5)
+    slopes = [torch.autograd.grad(values, images)[0] for values in (found.sum(), torch.stack(expected).sum())]
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-2, atol=1e-4 * slopes[1].abs().max().item())
+
+
+@pytest.mark.parametrize("bn_train", [False, True])
+def test_true_images_explain_the_update(bn_train: bool) -> None:
+    view, true = attacked(Recipe("timm:test_resnet"), targets=4, batch=2, bn_train=bn_train)
+    net = view.model.build()
+    prepare(net, bn_train)
+    if bn_train:
+        torch.func.replace_all_batch_norm_modules_(net)
+    problem = Problem(net, view.update.values, torch.tensor([[0, 1], [2, 3]]))
+    assert problem.distances(true.reshape(2, 2, *SHAPE)).max() < 1e-6
+    assert problem.distances(true.reshape(2, 2, *SHAPE).flip(0)).min() > 1e-3
+
+
+def test_optimisation_lowers_the_distance_and_restarts_keep_the_best() -> None:
+    view, _ = attacked(targets=4, batch=2)
+    net = view.model.build()
+    prepare(net, False)
+    problem = Problem(net, view.update.values, torch.tensor([[0, 1], [2, 3]]))
+    starts = torch.rand(3, 2, 2, *SHAPE, generator=generator(1))
+    before = torch.stack([problem.distances(one) for one in starts])
+    after = problem.distances(GradientMatching(steps=60).match(problem, starts))
+    assert (after < 0.2 * before.min(0).values).all()
+
+
+@pytest.mark.parametrize("defense", ["none", "block-scrambling", "mixup"])
+def test_batches_are_reconstructed(defense: str) -> None:
+    view, true = attacked(Recipe(kwargs={"width": 12}), defense, targets=3, batch=2)
+    found = run(GradientMatching(steps=120), view)
+    assert (found.of, found.aligned, found.within) == ("released", False, 2)
+    assert decibels(found.images, true).min() > 24  # labels ascend within a batch here, so the order is kept
+    assert "labels inferred" in found.note
+
+
+def test_same_seed_same_images() -> None:
+    view, _ = attacked()
+    assert torch.equal(run(QUICK, view).images, run(QUICK, view).images)
+
+
+@pytest.mark.parametrize("attack", [QUICK, replace(QUICK, restarts=3), replace(QUICK, init="noise"),
+                                    replace(QUICK, init="public")])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_any_batch_size(attack: GradientMatching, batch: int) -> None:
+    view, _ = attacked(targets=5, batch=batch)
+    found = run(attack, view)
+    assert found.aligned == (batch == 1)
+    assert found.within == (None if batch == 1 else batch)
+
+
+def test_labels_that_are_granted_are_used() -> None:
+    view, _ = attacked(targets=5, batch=3)
+    labels = torch.arange(5) % CLASSES
+    granted = View(replace(view.sealed, labels=labels, granted=view.granted | {"labels"}))
+    assert "labels given" in run(QUICK, granted).note
+
+
+def test_local_steps_and_batch_statistics() -> None:
+    view, _ = attacked(targets=4, batch=2, local_steps=4)
+    net = view.model.build()
+    prepare(net, False)
+    scaled = {name: value / (4 * 0.02) for name, value in view.update.values.items()}
+    assert infer_labels(net, scaled, 2, CLASSES, view.public.pixels).tolist() == [[0, 1], [2, 3]]
+    run(QUICK, view)
+    run(replace(QUICK, steps=2), attacked(Recipe("timm:test_resnet"), bn_train=True)[0])
+
+
+@pytest.mark.parametrize("defense", ["none", "block-scrambling", "mixup"])
+def test_a_vision_transformer_s_input_is_solved_exactly(defense: str) -> None:
+    view, true = attacked(VIT, defense, targets=3, batch=1)
+    found = run(QUICK, view)
+    assert "closed form" in found.note
+    assert "cosine" not in found.note
+    assert found.aligned
+    assert decibels(found.images, true).min() > 60
+
+
+@pytest.mark.parametrize(("recipe", "defense"), [
+    (VIT, "patch-shuffle"),  # no position embeddings
+    (replace(VIT, kwargs=VIT.kwargs | {"embed_dim": 16}), "none"),  # 16 patches, width 16
+    (CONV, "none"),
+])
+def test_without_a_closed_form_the_gradient_is_matched(recipe: Recipe, defense: str) -> None:
+    view, _ = attacked(recipe, defense, targets=2, batch=1)
+    net = view.model.build()
+    assert vit_inputs(net, view.update.values, SHAPE) is None
+    assert "cosine+tv 8 steps" in run(QUICK, view).note
+
+
+def test_a_noisy_gradient_is_no_closed_form() -> None:
+    view, _ = attacked(VIT, targets=2, batch=1, noise=0.05)
+    assert "closed form for 0 of 2" in run(QUICK, view).note
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_updates_that_are_not_finite_are_refused(value: float) -> None:
+    view, _ = attacked()
+    values = {name: torch.full_like(v, value) for name, v in view.update.values.items()}
+    broken: Update = replace(view.update, values=values)
+    with pytest.raises(NotApplicable, match="not finite"):
+        QUICK.run(View(replace(view.sealed, update=broken)), {}, generator(0))
+
+
+def test_an_update_of_zeros_gives_finite_images() -> None:
+    view, _ = attacked()
+    values = {name: torch.zeros_like(v) for name, v in view.update.values.items()}
+    run(QUICK, View(replace(view.sealed, update=replace(view.update, values=values))))
+
+
+@settings(max_examples=20)
+@given(st.sampled_from([{"steps": 0}, {"restarts": 0}, {"learning_rate": 0.0}, {"tv": -1.0}]))
+def test_nonsense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        GradientMatching(**wrong)

@@ -1,0 +1,181 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import Tensor, nn
+
+from ppbench.attack import check_reconstruction
+from ppbench.attacks._payload import carriers, from_bits, hide, reveal, to_bits
+from ppbench.attacks.memorization import DEPTH, Memorization
+from ppbench.codec import Tensors, to_bytes8
+from ppbench.data import Images
+from ppbench.defense import Release
+from ppbench.defenses.none import NoDefense
+from ppbench.model import Model
+from ppbench.seeding import generator, seeded
+from ppbench.victim import Recipe, start, train
+from ppbench.view import Sealed, View
+
+SHAPE = (3, 16, 16)
+VALUES = 3 * 16 * 16
+RECIPE = Recipe(kwargs={"width": 16, "grid": 4}, epochs=40, batch=20)
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def smooth(count: int, seed: int) -> Tensor:
+    coarse = torch.rand(count, 3, 4, 4, generator=generator(seed))
+    return to_bytes8(nn.functional.interpolate(coarse, SHAPE[1:], mode="bicubic"))
+
+
+def release(count: int = 40) -> Release:
+    images = smooth(count, 0)
+    return Release(images, (images.mean((1, 2, 3)) > images.mean()).long(), torch.arange(count))
+
+
+def begin(recipe: Recipe = RECIPE) -> Model:
+    with seeded(0):
+        return start(recipe, NoDefense(), None, SHAPE, 2)
+
+
+def decode(attack: Memorization, state: Tensors, targets: int) -> tuple[Tensor, str]:
+    public = smooth(50, 9)
+    view = View(Sealed(frozenset({"model", "training", "public"}), SHAPE, SHAPE, targets, 2,
+                       model=replace(begin(), state=state),
+                       public=Images(public, torch.zeros(50).long(), torch.arange(50))))
+    found = attack.run(view, {}, generator(1))
+    check_reconstruction(found, view)
+    assert found.aligned
+    assert found.of == "released"
+    return found.images, found.note
+
+
+@given(arrays(np.float32, st.integers(1, 40), elements=FINITE), st.integers(1, 23), st.data())
+def test_hidden_bits_come_back_and_nothing_else_changes(weights: np.ndarray, bits: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, len(weights) * bits))
+    payload = data.draw(arrays(np.int32, count, elements=st.integers(0, 1)))
+    before = torch.from_numpy(weights.copy())
+    after = hide(before, torch.from_numpy(payload), bits)
+    assert torch.equal(before, torch.from_numpy(weights))
+    np.testing.assert_array_equal(reveal(after, count, bits).numpy(), payload)
+    assert torch.isfinite(after).all()
+    changed = weights.view(np.uint32) ^ after.numpy().view(np.uint32)
+    assert (changed >> bits == 0).all()
+    full, rest = divmod(count, bits)
+    assert (changed[full + 1:] == 0).all()
+    if full < len(weights):
+        assert changed[full] & ((1 << (bits - rest)) - 1) == 0
+
+
+def test_bits_by_hand() -> None:
+    images = torch.tensor([0.0, 1.0, 165 / 255]).reshape(1, 1, 1, 3)
+    assert to_bits(images)[0].tolist() == [0] * 8 + [1] * 8 + [1, 0, 1, 0, 0, 1, 0, 1]
+    assert torch.equal(from_bits(to_bits(images), (1, 1, 3)), images)
+    assert to_bits(images, 4)[0, 8:].tolist() == [1, 0, 1, 0]
+
+
+@given(arrays(np.uint8, (2, 5)), st.integers(1, 8))
+def test_images_come_back_as_far_as_the_depth_goes(pixels: np.ndarray, depth: int) -> None:
+    images = torch.from_numpy(pixels).float().reshape(2, 1, 1, 5) / 255
+    found = from_bits(to_bits(images, depth), (1, 1, 5), depth)
+    assert (found - images).abs().max() <= (2 ** (8 - depth) - 1) / 2 / 255 + 1e-6
+
+
+def test_capacity() -> None:
+    assert Memorization(bits=16).capacity(272_474, (3, 32, 32)) == 177  # ResNet-20, see the facts: about 175
+    for attack, exact in ((Memorization(bits=3), -(-5 * 8 * VALUES // 3)), (Memorization("sign"), 5 * DEPTH * VALUES),
+                          (Memorization("correlated"), 5 * VALUES)):
+        assert attack.capacity(exact, SHAPE) == 5
+        assert attack.capacity(exact - 1, SHAPE) == 4
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.integers(1, 23))
+def test_lsb_is_bit_exact(bits: int) -> None:
+    attack, mine, model = Memorization(bits=bits), release(60), begin()
+    assert model.state is not None
+    kept = {name: value.clone() for name, value in model.state.items()}
+    state = attack.finish(mine, model.state, generator(0))
+    assert all(torch.equal(model.state[name], value) for name, value in kept.items())
+    fits = min(60, attack.capacity(sum(value.numel() for value in state.values()), SHAPE))
+    found, note = decode(attack, state, 60)
+    assert torch.equal(found[:fits], mine.images[:fits])
+    mean = smooth(50, 9).mean(0)
+    torch.testing.assert_close(found[fits:], mean.expand(60 - fits, *SHAPE))
+    assert f"capacity {attack.capacity(sum(v.numel() for v in state.values()), SHAPE)} images" in note
+    assert ("public mean" in note) == (fits < 60)
+
+
+def test_lsb_leaves_the_predictions_and_the_statistics_alone() -> None:
+    model = begin(Recipe("timm:test_resnet"))
+    assert model.state is not None
+    state = Memorization(bits=10).finish(release(), model.state, generator(0))
+    assert list(state) == list(model.state)
+    changed = {name for name, value in state.items() if not torch.equal(value, model.state[name])}
+    assert changed
+    assert changed <= set(carriers(state))
+    assert not any("running" in name or "tracked" in name for name in carriers(state))
+    images = smooth(8, 5)
+    torch.testing.assert_close(replace(model, state=state).build().eval()(images), model.build().eval()(images),
+                               rtol=1e-2, atol=1e-2)
+
+
+def test_a_release_smaller_than_the_capacity_fits() -> None:
+    state = begin().state
+    assert state is not None
+    mine = release(3)
+    found, _ = decode(Memorization(), Memorization().finish(mine, state, generator(0)), 2)
+    assert torch.equal(found, mine.images[:2])
+
+
+def test_a_network_too_small_gives_the_public_mean() -> None:
+    attack = Memorization("sign")
+    model = begin(Recipe(kwargs={"width": 2, "grid": 1}))
+    assert attack.penalty(release(), model.build(), generator(0)) is None
+    assert model.state is not None
+    found, note = decode(attack, model.state, 3)
+    torch.testing.assert_close(found, smooth(50, 9).mean(0).expand(3, *SHAPE))
+    assert "capacity 0 images; 3 beyond" in note
+
+
+@pytest.mark.parametrize(("encoding", "error", "blind_share"), [("sign", 0.02, 0.15), ("correlated", 0.12, 0.5)])
+def test_encodings_in_the_loss_recover_images(encoding: str, error: float, blind_share: float) -> None:
+    mine, model, attack = release(), begin(), Memorization(encoding)  # type: ignore[arg-type]
+    penalty = attack.penalty(mine, model.build(), generator(0))
+    assert penalty is not None
+    trained = train(model, mine, RECIPE, generator(0), penalty)
+    assert trained.state is not None
+    assert penalty(trained.build()) < penalty(model.build())
+    assert attack.finish(mine, trained.state, generator(0)) is trained.state
+    found, _ = decode(attack, trained.state, 6)
+    mistake = (found - mine.images[:6]).square().mean().sqrt()
+    blind = (smooth(50, 9).mean(0) - mine.images[:6]).square().mean().sqrt()
+    assert mistake < error
+    assert mistake < blind_share * blind
+    net = trained.build().eval()
+    assert (net(mine.images).argmax(1) == mine.labels).float().mean() > 0.9
+
+
+def test_sign_penalty_by_hand() -> None:
+    model = begin()
+    mine = release(1)
+    net = model.build()
+    penalty = Memorization("sign", strength=2.0).penalty(mine, net, generator(0))
+    assert penalty is not None
+    largest = max(net.parameters(), key=lambda value: value.numel())
+    count = VALUES * DEPTH
+    assert largest.numel() >= count
+    signs = to_bits(mine.images, DEPTH)[0] * 2 - 1
+    wrong = [abs(w) for w, s in zip(largest.flatten()[:count].tolist(), signs.tolist(), strict=True) if w * s < 0]
+    assert penalty(net).item() == pytest.approx(2 * 0.02 * sum(wrong), rel=1e-4)
+
+
+@pytest.mark.parametrize("bits", [0, 24])
+def test_nonsense_is_refused(bits: int) -> None:
+    with pytest.raises(ValueError, match="bits"):
+        Memorization(bits=bits)
+    with pytest.raises(ValueError, match="strength"):
+        Memorization(strength=0)
