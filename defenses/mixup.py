@@ -4,7 +4,6 @@ Source: Hao et al., "Human-imperceptible, machine-recognizable images", IJCAI 20
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from ppbench.codec import Tensors
 from ppbench.data import Shape
 from ppbench.defense import Keys, PerImageDefense, resize
 from ppbench.errors import UserError
-from ppbench.model import Model, is_timm_vit
+from ppbench.model import Model, vit_patch
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,9 @@ class Mixup(PerImageDefense):
 
     def adapt(self, model: Model, keys: Keys | None) -> Model:
         """Halve the image and patch side of a timm ViT, so that it sees one mixture a token."""
-        if not is_timm_vit(model.factory):
+        patch = vit_patch(model)
+        if patch is None:
             return model
-        changes: dict[str, Any] = {}
-        if "img_size" in model.kwargs:
-            changes["img_size"] = [side // 2 for side in model.kwargs["img_size"]]
-        if "patch_size" in model.kwargs:
-            changes["patch_size"] = max(1, model.kwargs["patch_size"] // 2)
-        return model.with_kwargs(**changes)
+        size = model.kwargs["img_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return model.with_kwargs(img_size=[height // 2, width // 2], patch_size=max(1, patch // 2))

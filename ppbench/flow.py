@@ -112,15 +112,15 @@ class Flow:
         """What the defense lets out, and the test images as a client would send them."""
         inputs = {"split": await self.split(cell.dataset, cell.seed), "keys": await self.keys(cell)}
         params = {**self._deployed(cell.defense), "targets": self.plan.targets}
-        return await self.make(Step("release", "release", inputs, params,
-                                    derive_seed(cell.seed, "release", cell.defense.identity()), (cell.defense.ref.code,)))
+        seed = derive_seed(cell.seed, "release", cell.defense.identity())
+        return await self.make(Step("release", "release", inputs, params, seed, (cell.defense.ref.code,)))
 
     async def start(self, cell: Cell) -> Artefact:
         """The victim's public starting weights."""
         inputs = {"split": await self.split(cell.dataset, cell.seed), "keys": await self.keys(cell)}
         params = {**self._deployed(cell.defense), "recipe": asdict(cell.victim)}
-        return await self.make(Step("start", "start", inputs, params, derive_seed(cell.seed, "start", asdict(cell.victim)),
-                                    (cell.defense.ref.code,)))
+        seed = derive_seed(cell.seed, "start", asdict(cell.victim))
+        return await self.make(Step("start", "start", inputs, params, seed, (cell.defense.ref.code,)))
 
     async def victim(self, cell: Cell, trainer: Ref | None = None) -> Artefact:
         """The trained victim; with a training attack, trained under its hand."""

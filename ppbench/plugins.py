@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from ppbench.errors import UserError
 from ppbench.ref import Ref
@@ -26,9 +26,16 @@ _FILE_MODULE = "ppbench_plugin_"
 
 @cache
 def registered(group: str) -> dict[str, EntryPoint]:
-    """Return the registered plug-ins of `datasets`, `defenses` or `attacks` by name, none of them imported."""
-    found = sorted(entry_points(group=f"ppbench.{group}"), key=lambda entry: entry.name)
+    """Return the registered plug-ins of `datasets`, `defenses` or `attacks` by name, none of them imported.
+
+    Nobody else's plug-in can take the name of a built-in one.
+    """
+    found = sorted(entry_points(group=f"ppbench.{group}"), key=lambda entry: (entry.name, _is_built_in(entry)))
     return {entry.name: entry for entry in found}
+
+
+def _is_built_in(entry: EntryPoint) -> bool:
+    return entry.value.startswith("ppbench.")
 
 
 def is_file(name: str) -> bool:
@@ -111,11 +118,13 @@ def suggest(name: str, known: list[str]) -> str:
 
 def _valid(name: str, key: str, hint: Any, value: Any) -> Any:
     config = None if inspect.isclass(hint) and (is_dataclass(hint) or hasattr(hint, "model_config")) \
-        else ConfigDict(strict=False)
+        else ConfigDict(allow_inf_nan=False)
     if isinstance(value, bool) and hint in (int, float):
         raise UserError(f"{name}: the parameter {key!r} must be a number, not {value!r}")
     try:
         return TypeAdapter(hint, config=config).validate_python(value)
+    except PydanticUserError as error:
+        raise UserError(f"{name}: the parameter {key!r} is of a type that cannot be given: leave it out") from error
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise UserError(f"{name}: the parameter {key!r} is {value!r}: {reason}") from error
@@ -128,7 +137,8 @@ def _from_file(path: Path, attribute: str, name: str) -> Any:
     module = sys.modules.get(module_name)
     if module is None:
         spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module  # dataclasses look their module up
         try:

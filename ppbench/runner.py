@@ -15,6 +15,7 @@ from ppbench import codec
 from ppbench.attack import Reconstruction
 from ppbench.data import Split
 from ppbench.defense import Defense
+from ppbench.engine.gate import CELL
 from ppbench.engine.inline import Inline
 from ppbench.engine.job import Engine
 from ppbench.engine.processes import Processes
@@ -105,7 +106,8 @@ async def _run(plan: Plan, folder: Path, flow: Flow, observer: Observer) -> Resu
     waiting = [cell for cell in plan.cells if cell.id not in done]
     kept = len(done)
 
-    async def finish(cell: Cell) -> None:
+    async def finish(place: int, cell: Cell) -> None:
+        CELL.set(place)
         start = time.monotonic()
         done[cell.id] = await _cell(plan, cell, folder, flow)
         observer.row(cell, done[cell.id]["row"], time.monotonic() - start)
@@ -113,8 +115,8 @@ async def _run(plan: Plan, folder: Path, flow: Flow, observer: Observer) -> Resu
 
     _write_tables(plan, folder, done)
     async with asyncio.TaskGroup() as group:
-        for cell in waiting:
-            group.create_task(finish(cell))
+        for place, cell in enumerate(waiting):
+            group.create_task(finish(place, cell))
     rows = [done[cell.id]["row"] for cell in plan.cells]
     _write_per_image(plan, folder, done)
     await _grids(plan, folder, flow, done)

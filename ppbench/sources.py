@@ -16,16 +16,16 @@ def code_digest(module: str) -> str:
     """Hash the sources statically reachable from a module inside its own top-level package, without importing them."""
     top = module.partition(".")[0]
     spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
+    if spec is None:
         return ""
-    root = Path(next(iter(spec.submodule_search_locations))) if spec.submodule_search_locations else None
-    if root is None:
-        return file_code_digest(Path(spec.origin))
+    roots = [Path(location) for location in spec.submodule_search_locations or ()]  # several: a namespace package
+    if not roots:
+        return file_code_digest(Path(spec.origin)) if spec.origin else ""
     files: dict[str, bytes] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        path = _module_file(root, name)
+        path = next(filter(None, (_module_file(root, name) for root in roots)), None)
         if path is None or name in files:
             continue
         files[name] = path.read_bytes()

@@ -303,7 +303,8 @@ Stage = Callable[[Inputs, dict[str, Any], torch.Generator], Made]
 STAGES: dict[str, Stage] = {
     "split": make_split, "keys": make_keys, "release": make_release, "start": make_start, "victim": make_victim,
     "update": make_update, "pairs": make_pairs, "queries": make_queries, "answers": make_answers, "view": make_view,
-    "public-view": make_public_view, "inner-view": make_inner_view, "priors": list_priors, "describe-guess": describe_guess, "prior": train_prior,
+    "public-view": make_public_view, "inner-view": make_inner_view, "priors": list_priors,
+    "describe-guess": describe_guess, "prior": train_prior,
     "attack": run_attack, "judge": make_judge, "score": make_score,
 }
 

@@ -94,6 +94,10 @@ def test_suggestions_name_the_nearest_or_all() -> None:
 
 # --- parameters
 
+class Opaque:
+    """A type that nothing on a command line can spell."""
+
+
 @dataclass(frozen=True)
 class Tool:
     """Every kind of parameter."""
@@ -105,6 +109,7 @@ class Tool:
     deep: dict[str, Any] = field(default_factory=dict)
     maybe: int | None = None
     on: bool = False
+    made: "Callable[[Opaque], None] | Opaque | None" = None
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -127,12 +132,15 @@ def test_parameters_are_held_to_their_types() -> None:
     ({"size": 1.5}, ["'size'", "1.5", "integer"]),
     ({"size": True}, ["'size'", "number", "True"]),
     ({"size": 1, "rate": "x"}, ["'rate'", "'x'", "number"]),
+    ({"size": 1, "rate": float("nan")}, ["'rate'", "finite number", "nan"]),
+    ({"size": 1, "rate": float("-inf")}, ["'rate'", "finite number", "-inf"]),
     ({"size": 1, "rate": False}, ["'rate'", "number", "False"]),
     ({"size": 1, "mode": "c"}, ["'mode'", "'c'", "'a' or 'b'"]),
     ({"size": 1, "many": 3}, ["'many'", "3", "tuple"]),
     ({"size": 1, "deep": [1]}, ["'deep'", "dict"]),
     ({"size": 1, "on": "perhaps"}, ["'on'", "'perhaps'", "boolean"]),
     ({"size": None}, ["'size'", "None", "integer"]),
+    ({"size": 1, "made": 1}, ["'made'", "leave it out"]),
     ({"size": 0}, ["size is 0; it must be at least 1"]),
     ({"size": 99}, ["99 is a bad size"]),
 ])
@@ -273,6 +281,15 @@ def test_a_third_partys_plug_in_is_used_like_ours(register: Register, tmp_path: 
     register("attacks", "theirs", "third_party_good:Mine")
     assert vars(build(Ref("attacks", "theirs", {"rate": 2}))) == {"steps": 3, "rate": 2.0}
     assert "did you mean theirs?" in complaint(lambda: load_class("attacks", "their"))
+
+
+def test_nobody_takes_the_name_of_a_built_in(register: Register, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "third_party_thief.py").write_text(ATTACK.format(extra=""))
+    monkeypatch.syspath_prepend(tmp_path)
+    register("attacks", "blind", "third_party_thief:Mine")
+    register("attacks", "blind", "a_package:Mine")
+    assert load_class("attacks", "blind").__name__ == "Blind"
 
 
 def test_an_entry_point_of_the_wrong_group_is_refused(register: Register) -> None:

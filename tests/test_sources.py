@@ -92,6 +92,19 @@ def test_the_digest_does_not_depend_on_where_the_package_lies(package: Path, tmp
     assert digest() == before
 
 
+def test_a_package_without_init_is_read_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, name in (("one", "main.py"), ("two", "near.py")):  # two places, as namespace packages may have
+        folder = tmp_path / place / "tiny_space"
+        folder.mkdir(parents=True)
+        (folder / name).write_text("from tiny_space import near\n")
+        monkeypatch.syspath_prepend(tmp_path / place)
+    before = digest("tiny_space.main")
+    (tmp_path / "two" / "tiny_space" / "near.py").write_text("X = 1\n")
+    between = digest("tiny_space.main")
+    (tmp_path / "one" / "tiny_space" / "main.py").write_text("from . import near\n")
+    assert len({"", before, between, digest("tiny_space.main")}) == 4
+
+
 def test_a_single_file_module_is_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "tiny_module.py"
     file.write_text("X = 1\n")

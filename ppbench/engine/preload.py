@@ -1,7 +1,7 @@
 """Imported once by the server that workers are forked from: the libraries and the frame, no data, no threads."""
 
 import lpips  # noqa: F401
-import scipy.optimize  # noqa: F401
+import scipy.optimize
 import scipy.stats  # noqa: F401
 import timm  # noqa: F401
 import torch

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from ppbench.engine.gate import Gate
 from ppbench.engine.job import Job, Outcome
 
 PRELOAD = ["ppbench.engine.preload"]
@@ -31,14 +32,14 @@ class Processes:
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
-        self._free = asyncio.Semaphore(jobs)
+        self._gate = Gate(jobs)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
         self._running: set[Any] = set()
 
     async def run(self, job: Job) -> Outcome:
         """Run one job and wait for it."""
-        async with self._free:
+        async with self._gate.entered():
             receiver, sender = self._context.Pipe(duplex=False)
             process = self._context.Process(target=serve, args=(job.dump(), sender), daemon=True)
             with _without_main():
