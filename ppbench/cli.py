@@ -81,11 +81,12 @@ def _run(tables: dict[str, Any], origin: str, folder: Path, output: Path, engine
 
     from ppbench.display import Terminal, print_matrix
     from ppbench.plan import make_plan
-    from ppbench.runner import RunOptions
+    from ppbench.runner import RunOptions, check
     from ppbench.runner import run as run_plan
 
     plan = make_plan(suite, folder)
     if dry_run:
+        check(plan)
         for cell in plan.cells:
             missing = f" (not-applicable: {cell.threat.name} lacks {', '.join(cell.missing)})" if cell.missing else ""
             click.echo(f"{cell.id} {cell}{missing}")

@@ -104,8 +104,9 @@ class Flow:
 
     async def keys(self, cell: Cell) -> Artefact:
         """The client's keys."""
-        return await self.make(Step("keys", "keys", {"split": await self.split(cell.dataset, cell.seed)},
-                                    self._deployed(cell.defense), derive_seed(cell.seed, "keys", cell.defense.identity()),
+        inputs = {"split": await self.split(cell.dataset, cell.seed)}
+        seed = derive_seed(cell.seed, "keys", cell.defense.identity())
+        return await self.make(Step("keys", "keys", inputs, self._deployed(cell.defense), seed,
                                     (cell.defense.ref.code,)))
 
     async def release(self, cell: Cell) -> Artefact:

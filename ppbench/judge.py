@@ -16,7 +16,7 @@ FEATURE_DEFINITION = "top-1 judge all layers unit-length places pooled to 8x8 L2
 RECOGNITION_DEFINITION = "judge 4-conv BN width 16 on public images at 32 px, 500 steps"
 
 _SIDE = 32
-_SMALLEST = 8
+SMALLEST = 8
 _WIDTH = 16
 _STEPS, _BATCH, _RATE, _DECAY, _SMOOTHING = 500, 32, 5e-3, 0.05, 0.1
 _SHIFT = 3
@@ -126,8 +126,8 @@ def _block(before: int, after: int) -> nn.Sequential:
 
 def _prepare(images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
-    if min(height, width) < _SMALLEST:
-        raise UserError(f"the judge needs images of at least {_SMALLEST} x {_SMALLEST} pixels, but these are "
+    if min(height, width) < SMALLEST:
+        raise UserError(f"the judge needs images of at least {SMALLEST} x {SMALLEST} pixels, but these are "
                         f"{height} x {width}: choose a larger size, or leave recognition out of the score groups")
     if (height, width) == (_SIDE, _SIDE):
         return images

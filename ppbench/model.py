@@ -101,7 +101,8 @@ def make_network(factory: str, kwargs: Mapping[str, Any]) -> nn.Module:
         else:
             net = getattr(importlib.import_module(source), name)(**kwargs)
     except Exception as error:
-        raise UserError(f"the model {factory!r} cannot be built with {dict(kwargs)}: {error}") from error
+        raise UserError(f"the model {factory!r} cannot be built with {dict(kwargs)} ({error}): choose another "
+                        "model or other kwargs in [victim]") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"the model factory {factory!r} must return a torch.nn.Module")
     return net

@@ -4,16 +4,19 @@ import asyncio
 import fcntl
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from ppbench import codec
 from ppbench.attack import Reconstruction
-from ppbench.data import Split
+from ppbench.data import Shape, Split
 from ppbench.defense import Defense
 from ppbench.engine.gate import CELL
 from ppbench.engine.inline import Inline
@@ -22,6 +25,7 @@ from ppbench.engine.processes import Processes
 from ppbench.errors import UserError
 from ppbench.flow import Flow, StageFailed
 from ppbench.grids import Column, draw_grid
+from ppbench.judge import SMALLEST as JUDGED
 from ppbench.metrics import SSIM_WINDOW
 from ppbench.plan import Cell, DatasetPlan, Plan, label
 from ppbench.plugins import build, is_file
@@ -30,7 +34,7 @@ from ppbench.score import Sheet
 from ppbench.seeding import seeded
 from ppbench.stages import Protected, Unprotected
 from ppbench.store import Artefact, Store, file_digest, json_digest, write_atomic
-from ppbench.victim import start
+from ppbench.victim import check_fits, start
 
 LOG_END = 64 * 1024
 
@@ -84,20 +88,30 @@ def run(plan: Plan, options: RunOptions, observer: Observer) -> Result:
     folder = options.output / plan.name
     _check_writable(folder)
     with _locked(folder):
-        if options.fresh:
-            shutil.rmtree(folder / "cells", ignore_errors=True)
         files = _copy_plugins(plan, folder)
         engine: Engine = Inline() if options.engine == "inline" else Processes(options.jobs)
         flow = Flow(plan, Store(options.output / ".store"), engine, files)
         flow.on_stage = observer.stage
         try:
-            return asyncio.run(_run(plan, folder, flow, observer))
+            return asyncio.run(_run(plan, folder, flow, observer, options.fresh))
         finally:
             engine.close()
 
 
-async def _run(plan: Plan, folder: Path, flow: Flow, observer: Observer) -> Result:
+def check(plan: Plan) -> None:
+    """Check a plan against its data, as `run` does before the first cell; nothing is kept.
+
+    Raises:
+        UserError: a data set, defense or victim does not serve.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        asyncio.run(_check_data(plan, Flow(plan, Store(Path(scratch)), Inline(), {})))
+
+
+async def _run(plan: Plan, folder: Path, flow: Flow, observer: Observer, fresh: bool) -> Result:
     await _check_data(plan, flow)
+    if fresh:
+        shutil.rmtree(folder / "cells", ignore_errors=True)
     write_atomic(folder / "plan.json", json.dumps(plan.as_json(), indent=1).encode())
     found = {cell.id: read_row(_row_file(folder, cell), plan.fingerprint(cell)) for cell in plan.cells}
     done = {cell_id: content for cell_id, content in found.items()
@@ -126,7 +140,7 @@ async def _run(plan: Plan, folder: Path, flow: Flow, observer: Observer) -> Resu
 async def _check_data(plan: Plan, flow: Flow) -> None:
     """Load every data set, and hold defenses and victim against its images, before the first cell."""
     seen = {json.dumps([cell.dataset.identity(), cell.seed], sort_keys=True): cell for cell in plan.cells}
-    shapes: dict[str, tuple[Any, int]] = {}
+    shapes: dict[str, tuple[Shape, int]] = {}
     for cell in seen.values():
         try:
             info = (await flow.split(cell.dataset, cell.seed)).info
@@ -134,7 +148,8 @@ async def _check_data(plan: Plan, flow: Flow) -> None:
             if failure.status == "bad-input":
                 raise UserError(failure.reason) from None
             raise UserError(f"the data set {cell.dataset.label} cannot be loaded: {failure.reason}") from None
-        shapes[_key(cell.dataset)] = (tuple(info["shape"]), info["classes"])
+        channels, height, width = info["shape"]
+        shapes[_key(cell.dataset)] = ((channels, height, width), info["classes"])
     for cell in plan.cells:
         shape, classes = shapes[_key(cell.dataset)]
         defense: Defense = build(cell.defense.ref)
@@ -143,11 +158,20 @@ async def _check_data(plan: Plan, flow: Flow) -> None:
         except UserError as error:
             raise UserError(f"{label(cell.defense.ref)} on {cell.dataset.label}: {error}") from error
     for shape, classes in set(shapes.values()):
-        if "ssim" in plan.score.groups and min(shape[1:]) < SSIM_WINDOW:
-            raise UserError(f"SSIM needs images of at least {SSIM_WINDOW} pixels, but these are {shape[1]} x "
-                            f"{shape[2]}: choose a larger size, or leave ssim out of the score groups")
+        _check_shape(plan, shape, classes)
+
+
+def _check_shape(plan: Plan, shape: Shape, classes: int) -> None:
+    """Hold scores and victim against images of a shape."""
+    smallest = {"ssim": SSIM_WINDOW, "identification": JUDGED, "recognition": JUDGED}
+    for group in plan.score.groups:
+        if min(shape[1:]) < smallest.get(group, 1):
+            raise UserError(f"{group} needs images of at least {smallest[group]} pixels, but these are {shape[1]} x "
+                            f"{shape[2]}: choose a larger size, or leave {group} out of the score groups")
+    for recipe in {json_digest(asdict(cell.victim)): cell.victim for cell in plan.cells}.values():
         with seeded(0):
-            start(plan.cells[0].victim, Unprotected(), None, shape, classes)
+            model = start(recipe, Unprotected(), None, shape, classes)
+            check_fits(model, model.build(), torch.zeros(1, *shape), torch.tensor([classes - 1]))
 
 
 def _key(dataset: DatasetPlan) -> str:
