@@ -67,8 +67,14 @@ class Flow:
         key = json_digest([step.kind, step.stage, {name: found.sha256 for name, found in step.inputs.items()},
                            _identity(step.params), step.seed, step.code, self.plan.limits.threads,
                            self.plan.environment])[:32]
+        return await self._shared(step, key)
+
+    async def _shared(self, step: Step, key: str) -> Artefact:
+        """Wait for an artefact that another cell may be waiting for as well."""
         if key not in self._made:
-            self._made[key] = asyncio.ensure_future(self._find_or_run(step, key))
+            task = asyncio.ensure_future(self._find_or_run(step, key))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to ask
+            self._made[key] = task
         return await asyncio.shield(self._made[key])
 
     async def _find_or_run(self, step: Step, key: str) -> Artefact:
@@ -194,12 +200,9 @@ class Flow:
         # LPIPS's weights are no parameter, yet a guess that is optimised for it depends on them.
         key = json_digest([prior, seed, code, self.plan.lpips, self.plan.limits.threads,
                            self.plan.environment])[:32]
-        if key not in self._made:
-            params = {"prior": prior, "ref": self._ref(ref) if ref is not None else None}
-            step = Step("prior", "prior", {"view": view}, params,
-                        derive_seed(seed, "prior", prior["class"], prior["params"]))
-            self._made[key] = asyncio.ensure_future(self._find_or_run(step, key))
-        return await asyncio.shield(self._made[key])
+        params = {"prior": prior, "ref": self._ref(ref) if ref is not None else None}
+        return await self._shared(Step("prior", "prior", {"view": view}, params,
+                                       derive_seed(seed, "prior", prior["class"], prior["params"])), key)
 
     async def reconstruction(self, cell: Cell) -> tuple[Artefact, Artefact | None]:
         """The reconstruction of a cell and, in a chain, the outer attack's estimate of the release."""

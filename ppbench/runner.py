@@ -166,7 +166,7 @@ def _check_shape(plan: Plan, shape: Shape, classes: int) -> None:
     smallest = {"ssim": SSIM_WINDOW, "identification": JUDGED, "recognition": JUDGED}
     for group in plan.score.groups:
         if min(shape[1:]) < smallest.get(group, 1):
-            raise UserError(f"{group} needs images of at least {smallest[group]} pixels, but these are {shape[1]} x "
+            raise UserError(f"{'SSIM' if group == 'ssim' else group} needs images of at least {smallest[group]} pixels, but these are {shape[1]} x "
                             f"{shape[2]}: choose a larger size, or leave {group} out of the score groups")
     for recipe in {json_digest(asdict(cell.victim)): cell.victim for cell in plan.cells}.values():
         with seeded(0):

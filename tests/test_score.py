@@ -118,7 +118,7 @@ def test_equal_generators_give_equal_sheets() -> None:
 
 def test_lpips_is_absent_with_its_reason_where_there_are_no_weights(tmp_path: Path,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub._hub_dir", str(tmp_path))
     sheet = sheet_of(Reconstruction(PRIVATE), groups=["ssim", "lpips"])
     assert not any("lpips" in name for name in [*sheet.values, *sheet.texts, *sheet.per_image])
     assert len(sheet.notes) == 1

@@ -1,5 +1,7 @@
 """Imported once by the server that workers are forked from: the libraries and the frame, no data, no threads."""
 
+import signal
+
 import lpips  # noqa: F401
 import scipy.optimize
 import scipy.stats  # noqa: F401
@@ -10,3 +12,5 @@ import torchvision  # noqa: F401
 import ppbench.engine.worker  # noqa: F401
 
 torch.set_num_threads(1)  # a pool of threads would not survive the fork
+# Ctrl-C reaches every process of the terminal; it is for the run, which ends its workers itself.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -6,7 +6,6 @@ import json
 import math
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
@@ -62,7 +61,6 @@ class Processes:
 
 def serve(text: str, sender: Connection) -> None:
     """Run one job in a fresh process and send back what became of it, as JSON."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends its workers itself
     job = Job.load(text)
     _end_with_parent()
     _log_to(Path(job.log))
