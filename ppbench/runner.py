@@ -166,7 +166,8 @@ def _check_shape(plan: Plan, shape: Shape, classes: int) -> None:
     smallest = {"ssim": SSIM_WINDOW, "identification": JUDGED, "recognition": JUDGED}
     for group in plan.score.groups:
         if min(shape[1:]) < smallest.get(group, 1):
-            raise UserError(f"{'SSIM' if group == 'ssim' else group} needs images of at least {smallest[group]} pixels, but these are {shape[1]} x "
+            name = "SSIM" if group == "ssim" else group
+            raise UserError(f"{name} needs images of at least {smallest[group]} pixels, but these are {shape[1]} x "
                             f"{shape[2]}: choose a larger size, or leave {group} out of the score groups")
     for recipe in {json_digest(asdict(cell.victim)): cell.victim for cell in plan.cells}.values():
         with seeded(0):
@@ -231,7 +232,7 @@ def _scored(plan: Plan, cell: Cell, found: Artefact, outer: Artefact | None, sco
     if outer is not None and (note := codec.load(Reconstruction, outer.path).note):
         notes.insert(0, note)
     return {**sheet.values, **{name: text for name, text in sheet.texts.items() if name.endswith("_def")},
-            "n_targets": plan.targets, "aligned": _alignment(result), "recon_of": result.of,
+            "n_targets": plan.targets, "aligned": sheet.texts["aligned"], "recon_of": result.of,
             "image_shape": "x".join(map(str, shape)), "note": "; ".join([*notes, *sheet.notes]),
             "gallery": int(sheet.values["gallery"]) if "gallery" in sheet.values else None,
             "floor_method": "; ".join(f"{metric}: {method}" for metric, method in floors.items()),
@@ -243,12 +244,6 @@ def _bounded(log: str) -> str:
     if len(log) <= 2 * LOG_END:
         return log
     return f"{log[:LOG_END]}\n[... {len(log) - 2 * LOG_END} characters dropped ...]\n{log[-LOG_END:]}"
-
-
-def _alignment(found: Reconstruction) -> str:
-    if found.aligned:
-        return "true"
-    return f"within {found.within}" if found.within else "false"
 
 
 async def _grids(plan: Plan, folder: Path, flow: Flow, done: dict[str, Any]) -> None:

@@ -103,7 +103,7 @@ def score(truth: Truth, found: Reconstruction, outer: Reconstruction | None, set
     if not aligned:
         estimates = estimates[assign(estimates, private, within)]
     lpips = _lpips(settings)
-    sheet = Sheet(shown=estimates)
+    sheet = Sheet(texts={"aligned": "true" if aligned else f"within {within}" if within else "false"}, shown=estimates)
     if isinstance(lpips, str):
         sheet.notes.append(lpips)
     scorers = _scorers(truth, private, aligned, settings, lpips if isinstance(lpips, Lpips) else None)

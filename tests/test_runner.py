@@ -348,3 +348,18 @@ def test_a_stopped_run_goes_on_and_ends_like_an_undisturbed_one(tiny_npz: Path, 
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
     for name in ("results.csv", "per_image.csv"):
         assert (tmp_path / "cut/tiny" / name).read_bytes() == (tmp_path / "whole/tiny" / name).read_bytes()
+
+
+def test_a_release_without_partners_is_scored_as_a_set(tiny_npz: Path, tmp_path: Path) -> None:
+    file = plugin(tmp_path, """
+class Synthetic(Defense):
+    "Release noise, of which nobody knows whom it stands for."
+    def protect(self, private, keys, rng):
+        return Release(torch.rand(private.pixels.shape, generator=rng), private.labels, None)
+""", "synthetic.py")
+    tiny_run(tiny_plan(tiny_npz, [f"{file}:Synthetic"], [*BASIC, "memorization"]), tmp_path)
+    rows = table(tmp_path).set_index("attack")
+    assert rows.aligned.astype(str).str.lower().to_dict() == {
+        "blind": "true", "key-holder": "false", "as-released": "false", "memorization": "false"}
+    assert rows.loc["memorization", "release_psnr"] == 60
+    assert rows.loc["memorization", "leakage_ssim"] < 0
