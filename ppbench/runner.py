@@ -232,7 +232,7 @@ def _scored(plan: Plan, cell: Cell, found: Artefact, outer: Artefact | None, sco
     if outer is not None and (note := codec.load(Reconstruction, outer.path).note):
         notes.insert(0, note)
     return {**sheet.values, **{name: text for name, text in sheet.texts.items() if name.endswith("_def")},
-            "n_targets": plan.targets, "aligned": sheet.texts["aligned"], "recon_of": result.of,
+            "n_targets": plan.targets, "aligned": sheet.aligned, "recon_of": result.of,
             "image_shape": "x".join(map(str, shape)), "note": "; ".join([*notes, *sheet.notes]),
             "gallery": int(sheet.values["gallery"]) if "gallery" in sheet.values else None,
             "floor_method": "; ".join(f"{metric}: {method}" for metric, method in floors.items()),

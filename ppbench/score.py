@@ -75,6 +75,7 @@ class Sheet:
         texts: column -> text: definitions, floor methods.
         notes: why something was not measured.
         per_image: column -> `[n_targets]`.
+        aligned: `true`, `false` (matched by one assignment) or `within N` (in batches of N).
         shown: `[n_targets, C, H, W]`: the estimates, fitted to the private shape and matched to the targets.
     """
 
@@ -82,6 +83,7 @@ class Sheet:
     texts: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     per_image: Tensors = field(default_factory=dict)
+    aligned: str = "true"
     shown: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
@@ -103,7 +105,7 @@ def score(truth: Truth, found: Reconstruction, outer: Reconstruction | None, set
     if not aligned:
         estimates = estimates[assign(estimates, private, within)]
     lpips = _lpips(settings)
-    sheet = Sheet(texts={"aligned": "true" if aligned else f"within {within}" if within else "false"}, shown=estimates)
+    sheet = Sheet(aligned="true" if aligned else f"within {within}" if within else "false", shown=estimates)
     if isinstance(lpips, str):
         sheet.notes.append(lpips)
     scorers = _scorers(truth, private, aligned, settings, lpips if isinstance(lpips, Lpips) else None)
