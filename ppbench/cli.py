@@ -1,5 +1,6 @@
 """The command line. Commands import what they need when they run, so that `list` and `--help` are quick."""
 
+import hashlib
 import json
 import os
 import sys
@@ -31,7 +32,7 @@ def cli() -> None:
 @click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Seed of the whole cell.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
               help="Folder of runs.")
-@click.option("--name", help="The run's folder below it; default: the suite's name.")
+@click.option("--name", help="The run's folder below it; default: the suite's name and a digest of the flags.")
 @click.option("--engine", type=click.Choice(["processes", "inline"]), default="processes", show_default=True,
               help="One process a cell, or all in this one (for debugging).")
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes at once; default: the number of cores.")
@@ -63,6 +64,8 @@ def run(suite: str | None, datasets: tuple[str, ...], defenses: tuple[str, ...],
         tables["attack"] = [{**table, "threats": list(threats)} for table in _tables(tables, "attack")]
     if name is not None:
         tables["name"] = name
+    elif any(replaced.values()) or seeds or threats:
+        tables["name"] = f"{tables.get('name', 'run')}-{_digest(tables)}"
     _run(tables, origin, folder, output, engine, jobs, dry_run, fresh)
 
 
@@ -156,6 +159,11 @@ def _suite_tables(suite: str | None) -> tuple[dict[str, Any], Path]:
         return read_suite(BUILT_IN / f"{suite or 'photos'}.toml"), Path.cwd()
     path = Path(suite)
     return read_suite(path), path.resolve().parent
+
+
+def _digest(tables: dict[str, Any]) -> str:
+    """Tell one set of flags from another, so that each finds its own folder again."""
+    return hashlib.sha256(json.dumps(tables, sort_keys=True, default=str).encode()).hexdigest()[:6]
 
 
 def _anchored(table: dict[str, Any]) -> dict[str, Any]:
