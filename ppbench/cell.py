@@ -1,0 +1,81 @@
+"""One cell, from its plan to its row."""
+
+from pathlib import Path
+
+from ppbench import codec
+from ppbench.attack import Reconstruction
+from ppbench.flow import Flow, StageFailed
+from ppbench.plan import Cell, Plan
+from ppbench.results import Row, base_row, write_row
+from ppbench.rundir import Contents, home
+from ppbench.score import Sheet
+from ppbench.store import Artefact, write_atomic
+
+LOG_END = 64 * 1024
+
+
+async def make_row(plan: Plan, cell: Cell, folder: Path, flow: Flow) -> Contents:
+    """Make one cell's row, whatever happens, and write it."""
+    row = base_row(plan, cell)
+    artefacts: dict[str, str] = {}
+    timings: dict[str, float] = {}
+    own = home(folder, cell)
+    if cell.missing:
+        row |= {"status": "not-applicable", "missing": " ".join(cell.missing),
+                "reason": f"{cell.threat.name} does not grant {', '.join(cell.missing)}"}
+    else:
+        try:
+            found, outer = await flow.reconstruction(cell)
+            sheet = await flow.sheet(cell, found, outer)
+            accuracies = await _accuracies(plan, cell, flow)
+            row |= _scored(plan, cell, found, outer, sheet) | accuracies
+            row["status"] = "ok"
+            timings = {"attack": found.seconds, "score": sheet.seconds}
+            artefacts = {"reconstruction": found.sha256, "scores": sheet.sha256}
+            write_atomic(own / "reconstruction.safetensors", found.path.read_bytes())
+            write_atomic(own / "scores.safetensors", sheet.path.read_bytes())
+            (own / "log.txt").unlink(missing_ok=True)
+        except StageFailed as failure:
+            stage = "" if failure.stage == "attack" else f"{failure.stage}: "
+            status = "failed" if failure.status == "bad-input" else failure.status
+            row |= {"status": status, "reason": f"{stage}{failure.reason}"}
+            if failure.log:
+                write_atomic(own / "log.txt", _bounded(failure.log).encode())
+    write_row(own / "row.json", plan.fingerprint(cell), row, artefacts, timings)
+    return {"fingerprint": plan.fingerprint(cell), "row": row, "artefacts": artefacts, "timings": timings}
+
+
+async def _accuracies(plan: Plan, cell: Cell, flow: Flow) -> Row:
+    """Return task accuracy on this release, without the training attack, and on unprotected images."""
+    if "task" not in plan.score.groups:
+        return {}
+    honest = (await flow.victim(cell)).info["accuracy"]
+    reached = honest
+    if cell.attack.trains:
+        reached = (await flow.victim(cell, cell.attack.refs[0])).info["accuracy"]
+    plain = (await flow.plain_victim(cell)).info["accuracy"]
+    return {"task_accuracy": reached, "task_accuracy_honest": honest, "task_accuracy_plain": plain}
+
+
+def _scored(plan: Plan, cell: Cell, found: Artefact, outer: Artefact | None, scored: Artefact) -> Row:
+    sheet = codec.load(Sheet, scored.path)
+    result = codec.load(Reconstruction, found.path)
+    shape = list(sheet.shown.shape[1:])
+    floors = {name.removesuffix("_floor_method"): text for name, text in sheet.texts.items()
+              if name.endswith("_floor_method")}
+    notes = [result.note] if result.note else []
+    if outer is not None and (note := codec.load(Reconstruction, outer.path).note):
+        notes.insert(0, note)
+    return {**sheet.values, **{name: text for name, text in sheet.texts.items() if name.endswith("_def")},
+            "n_targets": plan.targets, "aligned": sheet.aligned, "recon_of": result.of,
+            "image_shape": "x".join(map(str, shape)), "note": "; ".join([*notes, *sheet.notes]),
+            "gallery": int(sheet.values["gallery"]) if "gallery" in sheet.values else None,
+            "floor_method": "; ".join(f"{metric}: {method}" for metric, method in floors.items()),
+            "artefact": found.sha256}
+
+
+def _bounded(log: str) -> str:
+    """Keep both ends of a long log."""
+    if len(log) <= 2 * LOG_END:
+        return log
+    return f"{log[:LOG_END]}\n[... {len(log) - 2 * LOG_END} characters dropped ...]\n{log[-LOG_END:]}"

@@ -1,0 +1,65 @@
+"""What is checked before the first cell: every data set loads, and defenses, scores and victims serve its images."""
+
+import json
+from dataclasses import asdict
+
+import torch
+
+from ppbench.data import Shape
+from ppbench.defense import Defense
+from ppbench.errors import UserError
+from ppbench.flow import Flow, StageFailed
+from ppbench.judge import SMALLEST as JUDGED
+from ppbench.metrics import SSIM_WINDOW
+from ppbench.plan import DatasetPlan, Plan, label
+from ppbench.plugins import build
+from ppbench.seeding import seeded
+from ppbench.stages import Unprotected
+from ppbench.store import json_digest
+from ppbench.victim import check_fits, start
+
+
+async def check_data(plan: Plan, flow: Flow) -> None:
+    """Load every data set, and hold defenses, scores and victims against its images.
+
+    Raises:
+        UserError: one of them does not serve; says what would.
+    """
+    seen = {json.dumps([cell.dataset.identity(), cell.seed], sort_keys=True): cell for cell in plan.cells}
+    shapes: dict[str, tuple[Shape, int]] = {}
+    for cell in seen.values():
+        try:
+            info = (await flow.split(cell.dataset, cell.seed)).info
+        except StageFailed as failure:
+            if failure.status == "bad-input":
+                raise UserError(failure.reason) from None
+            raise UserError(f"the data set {cell.dataset.label} cannot be loaded: {failure.reason}") from None
+        channels, height, width = info["shape"]
+        shapes[_key(cell.dataset)] = ((channels, height, width), info["classes"])
+    for cell in plan.cells:
+        shape, classes = shapes[_key(cell.dataset)]
+        defense: Defense = build(cell.defense.ref)
+        try:
+            defense.check(shape)
+        except UserError as error:
+            raise UserError(f"{label(cell.defense.ref)} on {cell.dataset.label}: {error}") from error
+    for shape, classes in set(shapes.values()):
+        _check_shape(plan, shape, classes)
+
+
+def _check_shape(plan: Plan, shape: Shape, classes: int) -> None:
+    """Hold scores and victim against images of a shape."""
+    smallest = {"ssim": SSIM_WINDOW, "identification": JUDGED, "recognition": JUDGED}
+    for group in plan.score.groups:
+        if min(shape[1:]) < smallest.get(group, 1):
+            name = "SSIM" if group == "ssim" else group
+            raise UserError(f"{name} needs images of at least {smallest[group]} pixels, but these are {shape[1]} x "
+                            f"{shape[2]}: choose a larger size, or leave {group} out of the score groups")
+    for recipe in {json_digest(asdict(cell.victim)): cell.victim for cell in plan.cells}.values():
+        with seeded(0):
+            model = start(recipe, Unprotected(), None, shape, classes)
+            check_fits(model, model.build(), torch.zeros(1, *shape), torch.tensor([classes - 1]))
+
+
+def _key(dataset: DatasetPlan) -> str:
+    return json.dumps(dataset.identity(), sort_keys=True)

@@ -1,0 +1,140 @@
+"""The run directory: who may write to it, what of it is believed, and its tables and pictures."""
+
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ppbench import codec
+from ppbench.data import Split
+from ppbench.errors import UserError
+from ppbench.flow import Flow
+from ppbench.grids import Column, draw_grid
+from ppbench.plan import Cell, Plan, label
+from ppbench.plugins import is_file
+from ppbench.results import FINISHED, PER_IMAGE_COLUMNS, read_row, to_csv
+from ppbench.score import Sheet
+from ppbench.stages import Protected
+from ppbench.store import file_digest, json_digest, write_atomic
+
+Contents = dict[str, Any]
+"""What a row.json holds: `row`, `artefacts`, `timings`."""
+
+
+def check_writable(folder: Path) -> None:
+    """Make the run's folder.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"the output folder {str(folder)!r} cannot be written: {error.strerror or error}; choose "
+                        "another with --output") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run's folder; the lock falls with the process, however it ends.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another run is working in {str(folder)!r}: wait for it, or choose another --name"
+                            ) from None
+        yield
+
+
+def copy_plugins(plan: Plan, folder: Path) -> dict[str, str]:
+    """Copy file plug-ins into the run, so that an edit in mid-run changes nothing; return where each copy lies."""
+    copies: dict[str, str] = {}
+    refs = [ref for cell in plan.cells for ref in (cell.dataset.ref, cell.defense.ref, *cell.attack.refs)]
+    for ref in refs:
+        if ref.file and is_file(ref.name) and ref.file not in copies:
+            source = Path(ref.file)
+            target = folder / "plugins" / f"{file_digest(source)[:12]}-{source.name}"
+            write_atomic(target, source.read_bytes())
+            copies[ref.file] = str(target.resolve())
+    return copies
+
+
+def home(folder: Path, cell: Cell) -> Path:
+    """Return the folder of a cell."""
+    return folder / "cells" / cell.id
+
+
+def finished(plan: Plan, folder: Path) -> dict[str, Contents]:
+    """Return what is finished already, by cell: rows of this very plan whose files are whole."""
+    found = {cell.id: read_row(home(folder, cell) / "row.json", plan.fingerprint(cell)) for cell in plan.cells}
+    return {cell_id: content for cell_id, content in found.items()
+            if content is not None and content["row"]["status"] in FINISHED and _intact(folder, content)}
+
+
+def _intact(folder: Path, content: dict[str, Any]) -> bool:
+    """Say whether the reconstruction and the scores that a row speaks of are still the same."""
+    if content["row"]["status"] != "ok":
+        return True
+    home = folder / "cells" / content["row"]["cell"]
+    try:
+        return all(file_digest(home / f"{name}.safetensors") == digest
+                   for name, digest in content["artefacts"].items())
+    except OSError:
+        return False
+
+
+def write_tables(plan: Plan, folder: Path, done: Mapping[str, Contents]) -> None:
+    """Rewrite the tables from the rows there are, in plan order."""
+    contents = [done[cell.id] for cell in plan.cells if cell.id in done]
+    write_atomic(folder / "results.csv", to_csv(content["row"] for content in contents))
+    columns = ("cell", "attack", "score")
+    write_atomic(folder / "timings.csv", to_csv(
+        ({"cell": content["row"]["cell"], **content["timings"]} for content in contents), columns))
+
+
+def write_per_image(plan: Plan, folder: Path, done: Mapping[str, Contents]) -> None:
+    """Write every target's scores, one line a cell and target."""
+    lines: list[dict[str, Any]] = []
+    for cell in plan.cells:
+        row = done[cell.id]["row"]
+        if row["status"] == "ok":
+            scores = {name: values.tolist() for name, values in _sheet(folder, cell).per_image.items()}
+            names = {name: row[name] for name in ("cell", "dataset", "defense", "attack", "threat", "seed")}
+            lines += [{**names, "target": i, **{name: values[i] for name, values in scores.items()}}
+                      for i in range(plan.targets)]
+    write_atomic(folder / "per_image.csv", to_csv(lines, PER_IMAGE_COLUMNS))
+
+
+async def write_grids(plan: Plan, folder: Path, flow: Flow, done: Mapping[str, Contents]) -> None:
+    """Draw one picture a data set, defense and seed from the cells that were scored."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in plan.cells:
+        if done[cell.id]["row"]["status"] == "ok":
+            groups.setdefault(json_digest([cell.dataset.identity(), cell.defense.identity(), cell.seed]), []
+                              ).append(cell)
+    names: dict[str, int] = {}
+    for cells in groups.values():
+        first = cells[0]
+        split = codec.load(Split, (await flow.split(first.dataset, first.seed)).path)
+        protected = codec.load(Protected, (await flow.release(first)).path)
+        columns = [Column(cell.attack.label, cell.threat.name, done[cell.id]["row"], _sheet(folder, cell).shown)
+                   for cell in cells]
+        name = f"{first.dataset.label}_{label(first.defense.ref)}_seed{first.seed}".replace(":", "-")
+        names[name] = names.get(name, 0) + 1
+        suffix = f"_{names[name]}" if names[name] > 1 else ""
+        title = f"{label(first.defense.ref)} on {first.dataset.label}"
+        picture = draw_grid(title, split.private.pixels[: plan.targets], protected.release.images[: plan.targets],
+                            protected.release.source is not None, columns)
+        write_atomic(folder / "grids" / f"{name}{suffix}.png", picture)
+
+
+def _sheet(folder: Path, cell: Cell) -> Sheet:
+    return codec.load(Sheet, home(folder, cell) / "scores.safetensors")
