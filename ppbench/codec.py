@@ -11,7 +11,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -101,8 +100,3 @@ def digest(value: Any) -> str:
 def to_bytes8(images: Tensor) -> Tensor:
     """Round images in [0, 1] to the 256 levels that an 8-bit file can hold."""
     return (images.clamp(0, 1) * 255).round() / 255
-
-
-def float32(images: Tensor) -> Tensor:
-    """Return images as float32 (from uint8: divided by 255)."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from ppbench.plugins import registered
 
-_CAPABILITY_FIELDS = {"attacks": "requires", "defenses": "key_scopes", "datasets": "default_size"}
-
 
 @dataclass(frozen=True)
 class Description:

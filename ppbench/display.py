@@ -70,32 +70,46 @@ def outcome(row: Row) -> str:
 def print_matrix(rows: Sequence[Row]) -> None:
     """Print defenses x attacks: SSIM and the leakage it means, beside task accuracy."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    blocks: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        blocks.setdefault((row["dataset"], row["seed"]), []).append(row)
-    for (dataset, seed), block in blocks.items():
-        attacks = list(dict.fromkeys(_column(row, block) for row in block))
-        console.print(f"\n{dataset}, seed {seed}: SSIM (leakage: 0 % = best blind guess, 100 % = the original; "
+    blocks: dict[str, list[Row]] = {}
+    datasets = _names(rows, ("dataset",), ("dataset_params",))
+    for row, dataset in zip(rows, datasets, strict=True):
+        blocks.setdefault(f"{dataset}, seed {row['seed']}", []).append(row)
+    for title, block in blocks.items():
+        console.print(f"\n{title}: SSIM (leakage: 0 % = best blind guess, 100 % = the original; "
                       "* = matched by an assignment)", soft_wrap=True)
-        table = Table(show_lines=True)
-        table.add_column("defense", no_wrap=True)
-        table.add_column("task\naccuracy", justify="right")
-        for attack in attacks:
-            table.add_column(attack.replace(" / ", "\n").replace("-", "-\n"), justify="right")
-        for defense, params in dict.fromkeys((row["defense"], row["defense_params"]) for row in block):
-            mine = {_column(row, block): row for row in block
-                    if (row["defense"], row["defense_params"]) == (defense, params)}
-            accuracies = (row.get("task_accuracy_honest") for row in mine.values())
-            accuracy = next((found for found in accuracies if found is not None), None)
-            table.add_row(defense if params == "{}" else f"{defense} {params}",
-                          "" if accuracy is None else f"{accuracy:.1%}",
-                          *(_entry(mine.get(attack)) for attack in attacks))
-        console.print(table)
+        console.print(_matrix(block))
 
 
-def _column(row: Row, block: Sequence[Row]) -> str:
-    several = len({other["threat"] for other in block if other["attack"] == row["attack"]}) > 1
-    return f"{row['attack']} / {row['threat']}" if several else str(row["attack"])
+def _matrix(block: Sequence[Row]) -> Table:
+    defenses = _names(block, ("defense",), ("defense_params", "key_scope", "quantise"))
+    attacks = _names(block, ("attack",), ("threat", "attack_params", "threat_params"))
+    entries = dict(zip(zip(defenses, attacks, strict=True), block, strict=True))
+    table = Table(show_lines=True)
+    table.add_column("defense")
+    table.add_column("task\naccuracy", justify="right")
+    for attack in dict.fromkeys(attacks):
+        table.add_column(attack.replace("-", "-\n").replace(" ", "\n"), justify="right")
+    for defense in dict.fromkeys(defenses):
+        mine = [entries.get((defense, attack)) for attack in dict.fromkeys(attacks)]
+        found = (row.get("task_accuracy_honest") for row in mine if row)
+        accuracies = [accuracy for accuracy in found if accuracy is not None]
+        table.add_row(defense, f"{accuracies[0]:.1%}" if accuracies else "", *map(_entry, mine))
+    return table
+
+
+def _names(rows: Sequence[Row], columns: tuple[str, ...], details: tuple[str, ...]) -> list[str]:
+    """Name each row's component, adding one detail after the other where a name would stand for several."""
+    full = [tuple(str(row[name]) for name in (*columns, *details)) for row in rows]
+    names = [" ".join(str(row[name]) for name in columns) for row in rows]
+    for detail in details:
+        meant: dict[str, set[tuple[str, ...]]] = {}
+        for name, identity in zip(names, full, strict=True):
+            meant.setdefault(name, set()).add(identity)
+        spread = {name: {str(row[detail]) for row, mine in zip(rows, names, strict=True) if mine == name}
+                  for name in meant}
+        names = [f"{name} {row[detail]}" if len(meant[name]) > 1 and len(spread[name]) > 1 else name
+                 for name, row in zip(names, rows, strict=True)]
+    return names
 
 
 def _entry(row: Row | None) -> str:

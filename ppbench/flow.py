@@ -151,7 +151,9 @@ class Flow:
         threat, attack = cell.threat, cell.attack.refs[0]
         inputs = {"split": await self.split(cell.dataset, cell.seed), "keys": await self.keys(cell),
                   "release": await self.release(cell)}
-        if "gradients" in threat.grants:
+        if cell.attack.trains:  # the model that is handed out is the one trained under the attack's hand
+            inputs["victim"] = await self.victim(cell, attack)
+        elif "gradients" in threat.grants:
             model = {"start": await self.start(cell)} if threat.round == "first" else \
                 {"victim": await self.victim(cell)}
             update = Step("update", "update", {**model, "release": inputs["release"]},
@@ -160,7 +162,7 @@ class Flow:
                           (cell.defense.ref.code,))
             inputs |= {**model, "update": await self.make(update)}
         elif "model" in threat.grants:
-            inputs["victim"] = await self.victim(cell, attack if cell.attack.trains else None)
+            inputs["victim"] = await self.victim(cell)
         if "pairs" in threat.grants:
             pairs = Step("pairs", "pairs", {name: inputs[name] for name in ("split", "keys")},
                          {**self._deployed(cell.defense), **self._against(threat)},
@@ -170,7 +172,7 @@ class Flow:
         view = await self.make(Step("view", "view", inputs, params, 0, (cell.defense.ref.code,)))
         if "oracle" not in threat.grants or "oracle" not in cell.attack.requires:
             return view
-        asked = Step("queries", "queries", {"view": view}, {"ref": self._ref(attack)},
+        asked = Step("queries", "queries", {"view": view}, {"ref": self._ref(attack), "most": threat.queries},
                      derive_seed(cell.seed, "queries", attack.identity), (attack.code,))
         answers = Step("answers", "answers", {"queries": await self.make(asked), "keys": inputs["keys"]},
                        self._deployed(cell.defense), derive_seed(cell.seed, "answers", cell.defense.identity()),
@@ -201,8 +203,10 @@ class Flow:
         key = json_digest([prior, seed, code, self.plan.lpips, self.plan.limits.threads,
                            self.plan.environment])[:32]
         params = {"prior": prior, "ref": self._ref(ref) if ref is not None else None}
-        return await self._shared(Step("prior", "prior", {"view": view}, params,
-                                       derive_seed(seed, "prior", prior["class"], prior["params"])), key)
+        # Code enters keys, never seeds, so a file's module, which is named by its content, is none of the identity.
+        home = ref.name.rpartition(":")[0] if ref is not None and is_file(ref.name) else module
+        identity = derive_seed(seed, "prior", home, prior["class"].partition(":")[2], prior["params"])
+        return await self._shared(Step("prior", "prior", {"view": view}, params, identity), key)
 
     async def reconstruction(self, cell: Cell) -> tuple[Artefact, Artefact | None]:
         """The reconstruction of a cell and, in a chain, the outer attack's estimate of the release."""
@@ -250,7 +254,8 @@ class Flow:
         settings = {"groups": groups, "lpips_trunk": self.plan.score.lpips_trunk,
                     "distractors": self.plan.score.distractors}
         params = {"settings": settings, "lpips": self.plan.lpips, "targets": self.plan.targets,
-                  "labels_known": "labels" in cell.threat.grants}
+                  # A trainer sees the labels and can hide them in the weights beside the images.
+                  "labels_known": bool({"labels", "training"} & cell.threat.grants)}
         return await self.make(Step("score", "score", inputs, params, derive_seed(cell.seed, "score")))
 
     def _training(self, cell: Cell, start: Artefact, release: Artefact, trainer: Ref | None = None) -> Step:
@@ -272,7 +277,8 @@ class Flow:
 
 
 def _identity(params: Any) -> Any:
-    """Strip what differs between folders but not between results: where files lie, and the code that keys carry."""
+    """Strip from references what differs between folders but not between results: files, and the code in the key."""
     if isinstance(params, dict):
-        return {name: _identity(value) for name, value in params.items() if name not in ("file", "code")}
+        is_ref = params.keys() >= {"group", "name", "file", "code"}
+        return {name: _identity(value) for name, value in params.items() if not (is_ref and name in ("file", "code"))}
     return params

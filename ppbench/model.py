@@ -139,8 +139,3 @@ def for_images(factory: str, kwargs: Mapping[str, Any], shape: Shape, classes: i
     if is_timm_vit(factory):
         fitted["img_size"] = [height, width]
     return Model(factory, fitted)
-
-
-def flat_parameters(state: Tensors, net: nn.Module) -> Tensor:
-    """Concatenate the parameters (not the buffers) of a state, in the network's own order."""
-    return torch.cat([state[name].flatten() for name, _ in net.named_parameters()])

@@ -1,7 +1,7 @@
 """From a suite to a plan: every name resolved, every parameter checked, every cell spelt out, before any computing."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,6 +38,11 @@ class DatasetPlan:
     def label(self) -> str:
         """As it stands in the row."""
         return label(self.ref)
+
+    def described(self) -> dict[str, Any]:
+        """What a row says of it: parameters, sizes, and the start of the content's digest."""
+        content = {"content": self.content[:12]} if self.content else {}
+        return {**self.ref.params, "size": self.size, **asdict(self.sizes), **content}
 
     def identity(self) -> list[Any]:
         """What the split is a function of, seed apart."""
@@ -93,6 +98,11 @@ class Cell:
     def id(self) -> str:
         """Folder name: 16 hex digits."""
         return json_digest(self.identity)[:16]
+
+    @property
+    def refs(self) -> tuple[Ref, ...]:
+        """All plug-ins of the cell."""
+        return (self.dataset.ref, self.defense.ref, *self.attack.refs)
 
     @property
     def missing(self) -> list[str]:
@@ -159,7 +169,8 @@ def make_plan(suite: Suite, folder: Path) -> Plan:
         if suite.targets > dataset.sizes.private:
             raise UserError(f"targets is {suite.targets}, but {dataset.label} has {dataset.sizes.private} private "
                             "images: lower targets or raise private")
-    environment = {"versions": versions(), "device": "cpu", "frame": code_digest(FRAME)}
+    environment = {"versions": versions(), "device": "cpu", "frame": code_digest(FRAME),
+                   "victim": _network_code(victim.model)}
     return Plan(suite.name, cells, suite.targets, suite.score, suite.limits, environment, _lpips(suite.score))
 
 
@@ -180,9 +191,25 @@ def _lpips(table: ScoreTable) -> str:
     return found if isinstance(found, str) else found.definition
 
 
+def _network_code(factory: str) -> str:
+    """Digest the sources of a `package.module:function` network; a library's are pinned by its version."""
+    source, _, _ = factory.partition(":")
+    return "" if source in ("timm", "torchvision") else code_digest(source)
+
+
 def _unique(cells: list[Cell]) -> tuple[Cell, ...]:
-    """Drop repeated cells, keeping the order."""
-    return tuple({cell.id: cell for cell in cells}.values())
+    """Drop repeated cells, keeping the order.
+
+    Raises:
+        UserError: two plug-in files of one name are not the same.
+    """
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        twin = found.setdefault(cell.id, cell)
+        for mine, other in zip(cell.refs, twin.refs, strict=True):
+            if mine.code != other.code:
+                raise UserError(f"two different files are given as {mine.name}: rename one of them")
+    return tuple(found.values())
 
 
 def _ref(group: str, table: PlugInTable, folder: Path) -> tuple[Ref, type]:
@@ -207,11 +234,15 @@ def _ref(group: str, table: PlugInTable, folder: Path) -> tuple[Ref, type]:
 
 
 def _declared(component: Any, params: dict[str, Any]) -> dict[str, Any]:
-    """Return the validated values of the parameters that were given, so that `1` and `1.0` are one cell."""
+    """Return the validated values of the parameters that differ from their defaults.
+
+    So `patch=4`, `patch=4.0` and nothing at all are one cell where 4 is the default.
+    """
     if not is_dataclass(component):
         return params
-    return {field.name: to_jsonable_python(getattr(component, field.name)) for field in fields(component)
-            if field.name in params}
+    given = [field for field in fields(component) if field.name in params]
+    return {field.name: to_jsonable_python(getattr(component, field.name)) for field in given
+            if field.default is MISSING or getattr(component, field.name) != field.default}
 
 
 def _dataset(table: DatasetTable, folder: Path) -> DatasetPlan:
@@ -265,6 +296,8 @@ def _attack(table: AttackTable, folder: Path) -> AttackPlan:
             raise UserError(f"{inner.name} acts in training and cannot follow {outer.name}: let it come first")
         refs.append(inner)
         requires |= set(inner_cls.requires) - {"images"}
+    if issubclass(cls, TrainingAttack) and "gradients" in requires:
+        raise UserError(f"{outer.name} acts in training and cannot also ask for gradients: require one of the two")
     return AttackPlan(tuple(refs), frozenset(requires), issubclass(cls, TrainingAttack))
 
 

@@ -49,6 +49,10 @@ async def check_data(plan: Plan, flow: Flow) -> None:
 
 def _check_shape(plan: Plan, shape: Shape, classes: int) -> None:
     """Hold scores and victim against images of a shape."""
+    if {"identification", "recognition"} & set(plan.score.groups) and \
+            min(cell.dataset.sizes.public for cell in plan.cells) < 2:
+        raise UserError("identification and recognition train a judge on the public images: set public to at least 2, "
+                        "or leave both out of the score groups")
     smallest = {"ssim": SSIM_WINDOW, "identification": JUDGED, "recognition": JUDGED}
     for group in plan.score.groups:
         if min(shape[1:]) < smallest.get(group, 1):

@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from ppbench.store import json_digest, write_atomic
 SCHEMA = 1
 COLUMNS: tuple[str, ...] = (
     # identity
-    "schema", "cell", "dataset", "defense", "defense_params", "attack", "attack_params", "threat", "threat_params",
-    "victim", "seed",
+    "schema", "cell", "dataset", "dataset_params", "defense", "defense_params", "attack", "attack_params", "threat",
+    "threat_params", "victim", "victim_params", "seed",
     # state
     "status", "missing", "reason", "note", "flags",
     # protocol
@@ -25,7 +26,8 @@ COLUMNS: tuple[str, ...] = (
     "ssim", "ssim_low", "ssim_high", "psnr", "lpips", "identification", "identification_feature", "gallery",
     "recognition", "ssim_worst", "lpips_worst", "release_ssim", "release_psnr",
     # floors
-    "ssim_floor", "lpips_floor", "identification_floor", "recognition_floor", "floor_method",
+    "ssim_floor", "lpips_floor", "identification_floor", "identification_feature_floor", "recognition_floor",
+    "floor_method",
     # leakage
     "leakage_ssim", "leakage_ssim_low", "leakage_ssim_high", "leakage_lpips", "leakage_lpips_low",
     "leakage_lpips_high", "leakage_identification", "leakage_identification_low", "leakage_identification_high",
@@ -43,7 +45,6 @@ PER_IMAGE_COLUMNS: tuple[str, ...] = (
     "identification_feature", "recognition", "release_ssim", "release_psnr", "ssim_floor", "lpips_floor",
     "identification_floor",
 )
-FINISHED = ("ok", "not-applicable")
 
 Row = dict[str, Any]
 
@@ -52,11 +53,13 @@ def base_row(plan: Plan, cell: Cell) -> Row:
     """Return the columns that follow from the plan alone."""
     environment = plan.environment
     return {
-        "schema": SCHEMA, "cell": cell.id, "dataset": cell.dataset.label, "defense": label(cell.defense.ref),
+        "schema": SCHEMA, "cell": cell.id, "dataset": cell.dataset.label,
+        "dataset_params": _compact(cell.dataset.described()), "defense": label(cell.defense.ref),
         "defense_params": _compact(cell.defense.ref.params), "attack": cell.attack.label,
         "attack_params": _compact([ref.params for ref in cell.attack.refs] if len(cell.attack.refs) > 1
                                   else cell.attack.refs[0].params),
         "threat": cell.threat.name, "threat_params": _compact(cell.threat.settings()), "victim": cell.victim.model,
+        "victim_params": _compact({name: value for name, value in asdict(cell.victim).items() if name != "model"}),
         "seed": cell.seed, "n_targets": plan.targets, "key_scope": cell.defense.key_scope,
         "quantise": cell.defense.quantise, "ppbench": __version__,
         **{f"version_{name}": environment["versions"][name] for name in ("torch", "torchvision", "timm")},

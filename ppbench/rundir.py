@@ -1,6 +1,7 @@
 """The run directory: who may write to it, what of it is believed, and its tables and pictures."""
 
 import fcntl
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from ppbench.flow import Flow
 from ppbench.grids import Column, draw_grid
 from ppbench.plan import Cell, Plan, label
 from ppbench.plugins import is_file
-from ppbench.results import FINISHED, PER_IMAGE_COLUMNS, read_row, to_csv
+from ppbench.results import PER_IMAGE_COLUMNS, Row, read_row, to_csv
 from ppbench.score import Sheet
 from ppbench.stages import Protected
 from ppbench.store import file_digest, json_digest, write_atomic
@@ -76,7 +77,15 @@ def finished(plan: Plan, folder: Path) -> dict[str, Contents]:
     """Return what is finished already, by cell: rows of this very plan whose files are whole."""
     found = {cell.id: read_row(home(folder, cell) / "row.json", plan.fingerprint(cell)) for cell in plan.cells}
     return {cell_id: content for cell_id, content in found.items()
-            if content is not None and content["row"]["status"] in FINISHED and _intact(folder, content)}
+            if content is not None and _final(content["row"]) and _intact(folder, content)}
+
+
+def _final(row: Row) -> bool:
+    """Say whether running the cell again could only give the same row.
+
+    A missing capability is final; a missing file of weights, say, is not.
+    """
+    return row["status"] == "ok" or (row["status"] == "not-applicable" and bool(row.get("missing")))
 
 
 def _intact(folder: Path, content: dict[str, Any]) -> bool:
@@ -120,6 +129,7 @@ async def write_grids(plan: Plan, folder: Path, flow: Flow, done: Mapping[str, C
         if done[cell.id]["row"]["status"] == "ok":
             groups.setdefault(json_digest([cell.dataset.identity(), cell.defense.identity(), cell.seed]), []
                               ).append(cell)
+    shutil.rmtree(folder / "grids", ignore_errors=True)  # pictures of cells that are no longer in the plan
     names: dict[str, int] = {}
     for cells in groups.values():
         first = cells[0]

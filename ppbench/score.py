@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ppbench.attack import Reconstruction
-from ppbench.calibrate import Guesses, draw_like, unordered_floor
+from ppbench.calibrate import UNORDERED_DRAWS, Guesses, draw_like, unordered_floor
 from ppbench.codec import Tensors
-from ppbench.data import Split
+from ppbench.data import Images, Split
 from ppbench.defense import Release, resize
 from ppbench.judge import FEATURE_DEFINITION, RECOGNITION_DEFINITION, Judge
 from ppbench.matching import assign
@@ -18,6 +18,7 @@ from ppbench.metrics import (
     IDENTIFICATION_DEFINITION,
     PSNR_DEFINITION,
     SSIM_DEFINITION,
+    SSIM_WINDOW,
     identification,
     identification_unordered,
     psnr,
@@ -25,7 +26,7 @@ from ppbench.metrics import (
 )
 from ppbench.perceptual import Lpips, Net, Trunk, find_trunk
 from ppbench.seeding import spawn
-from ppbench.stats import mean_interval, paired_difference_interval
+from ppbench.stats import mean_interval, ratio_interval
 
 PERFECT: dict[str, float] = {"ssim": 1.0, "lpips": 0.0, "identification": 1.0}
 
@@ -117,9 +118,9 @@ def score(truth: Truth, found: Reconstruction, outer: Reconstruction | None, set
         if name in floors:
             _calibrate(sheet, name, per_image, floors[name], spawn(rng))
     if "identification" in scorers:
-        sheet.values["gallery"] = len(_gallery(truth, settings))
+        others = len(truth.images.private) - truth.targets + len(truth.images.test)
+        sheet.values["gallery"] = truth.targets + min(settings.distractors, others)
     _spread(sheet, spawn(rng))
-    _recognise(truth, estimates, settings, spawn(rng), sheet)
     if released is not None:
         _score_release(truth, released, settings, sheet)
     _define(sheet, settings, lpips)
@@ -166,6 +167,9 @@ def _scorers(truth: Truth, private: Tensor, aligned: bool, settings: ScoreSettin
             judge = Judge(truth.judge)
             features = judge.features(gallery)
             scorers["identification_feature"] = lambda x: retrieve(judge.features(x), features)
+    if "recognition" in settings.groups and truth.judge is not None:
+        seer, labels = Judge(truth.judge), truth.images.private.labels[: truth.targets]
+        scorers["recognition"] = lambda x: (seer.predict(x) == labels).double()
     return scorers
 
 
@@ -192,30 +196,43 @@ def _floors(truth: Truth, private: Tensor, aligned: bool, within: int | None, sc
                 images = images[assign(images, private, within)]
             floors[metric] = scorers[metric](images).double()
             sheet.texts[f"{metric}_floor_method"] = guess.method
-    if aligned:
-        return floors
-    drawn = unordered_floor(truth.images.public, labels, private,
-                            {metric: scorers[metric] for metric in PERFECT if metric in scorers}, rng, within)
-    for metric, floor in drawn.items():
-        if metric not in floors or _better(metric, floor, floors[metric]):
-            floors[metric] = floor
-            sheet.texts[f"{metric}_floor_method"] = "random public images, assigned"
+    # What the judge sees in a blind guess says little: its floor is public images, of the label where it is known.
+    measured = [name for name in (*PERFECT, "identification_feature", "recognition") if name in scorers]
+    floored = [name for name in measured if name not in floors] if aligned else measured
+    draws = _aligned_floor if aligned else unordered_floor
+    drawn = draws(truth.images.public, labels, private, {name: scorers[name] for name in floored}, rng, within)
+    for name, floor in drawn.items():
+        if name not in floors or _better(name, floor, floors[name]):
+            floors[name] = floor
+            sheet.texts[f"{name}_floor_method"] = f"random public images{'' if aligned else ', assigned'}"
     return floors
 
 
-def _better(metric: str, one: Tensor, other: Tensor) -> bool:
-    return abs(float(one.mean()) - PERFECT[metric]) < abs(float(other.mean()) - PERFECT[metric])
+def _aligned_floor(public: Images, labels: Tensor | None, targets: Tensor, scores: Mapping[str, Scorer],
+                   rng: torch.Generator, within: int | None) -> dict[str, Tensor]:
+    """Score public images, drawn for each target, averaged over as many draws as the unordered floor takes."""
+    sums = {name: torch.zeros(len(targets), dtype=torch.float64) for name in scores}
+    for _ in range(UNORDERED_DRAWS):
+        drawn = draw_like(public, labels, len(targets), rng).pixels
+        for name, scorer in scores.items():
+            sums[name] += scorer(drawn).double()
+    return {name: total / UNORDERED_DRAWS for name, total in sums.items()}
+
+
+def _better(name: str, one: Tensor, other: Tensor) -> bool:
+    better = float(one.mean()) > float(other.mean())
+    return better != (name == "lpips")
 
 
 def _calibrate(sheet: Sheet, name: str, per_image: Tensor, floor: Tensor, rng: torch.Generator) -> None:
-    """Add floor and leakage, the latter with the interval of the paired difference to the floor."""
-    perfect, low = PERFECT[name], float(floor.mean())
+    """Add the floor, and for the metrics that have one the leakage with its interval over targets."""
     sheet.per_image[f"{name}_floor"] = floor
-    sheet.values[f"{name}_floor"] = low
-    if perfect != low:
-        sheet.values[f"leakage_{name}"] = (sheet.values[name] - low) / (perfect - low)
-        ends = [end / (perfect - low) for end in paired_difference_interval(per_image, floor, rng)]
-        sheet.values[f"leakage_{name}_low"], sheet.values[f"leakage_{name}_high"] = min(ends), max(ends)
+    sheet.values[f"{name}_floor"] = float(floor.mean())
+    if name not in PERFECT or sheet.values[f"{name}_floor"] == PERFECT[name]:
+        return
+    gained, possible = per_image - floor, PERFECT[name] - floor
+    sheet.values[f"leakage_{name}"] = float(gained.mean() / possible.mean())
+    sheet.values[f"leakage_{name}_low"], sheet.values[f"leakage_{name}_high"] = ratio_interval(gained, possible, rng)
 
 
 def _spread(sheet: Sheet, rng: torch.Generator) -> None:
@@ -227,18 +244,6 @@ def _spread(sheet: Sheet, rng: torch.Generator) -> None:
         sheet.values["lpips_worst"] = float(sheet.per_image["lpips"].min())
 
 
-def _recognise(truth: Truth, estimates: Tensor, settings: ScoreSettings, rng: torch.Generator, sheet: Sheet) -> None:
-    """Add whether the judge sees the targets' classes in the estimates; its floor is a public image of the label."""
-    if "recognition" not in settings.groups or truth.judge is None:
-        return
-    judge, labels = Judge(truth.judge), truth.images.private.labels[: truth.targets]
-    right = (judge.predict(estimates) == labels).double()
-    drawn = draw_like(truth.images.public, labels if truth.labels_known else None, len(labels), rng)
-    sheet.per_image["recognition"] = right
-    sheet.values["recognition"] = float(right.mean())
-    sheet.values["recognition_floor"] = float((judge.predict(drawn.pixels) == labels).double().mean())
-
-
 def _score_release(truth: Truth, found: Reconstruction, settings: ScoreSettings, sheet: Sheet) -> None:
     """Add how well the released images came back, before anything is undone."""
     released = truth.release.images[: truth.targets]
@@ -247,7 +252,7 @@ def _score_release(truth: Truth, found: Reconstruction, settings: ScoreSettings,
         estimates = estimates[assign(estimates, released, found.within)]
     sheet.per_image["release_psnr"] = psnr(estimates, released)
     sheet.values["release_psnr"] = float(sheet.per_image["release_psnr"].mean())
-    if "ssim" in settings.groups and min(released.shape[2:]) >= 11:
+    if "ssim" in settings.groups and min(released.shape[2:]) >= SSIM_WINDOW:
         sheet.per_image["release_ssim"] = ssim(estimates, released)
         sheet.values["release_ssim"] = float(sheet.per_image["release_ssim"].mean())
 

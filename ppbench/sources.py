@@ -8,7 +8,8 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "lpips", "scikit-image")
+OWN = "ppbench"
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "lpips", "scikit-image", "pillow")
 
 
 @cache
@@ -30,15 +31,22 @@ def code_digest(module: str) -> str:
             continue
         files[name] = path.read_bytes()
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        waiting += [found for found in _imports(files[name], package) if found.partition(".")[0] == top]
+        imported = _imports(files[name], package)
+        waiting += [found for found in imported if found.partition(".")[0] == top]
+        if top != OWN:
+            files |= _own_digests(imported)
     return _hash(files)
 
 
 def file_code_digest(path: Path) -> str:
     """Hash a file plug-in and what it imports of ppbench."""
     content = path.read_bytes()
-    found = sorted({name for name in _imports(content, "") if name.partition(".")[0] == "ppbench"})
-    return _hash({path.name: content, **{name: code_digest(name).encode() for name in found}})
+    return _hash({path.name: content, **_own_digests(_imports(content, ""))})
+
+
+def _own_digests(imported: list[str]) -> dict[str, bytes]:
+    """Digest what somebody else's module imports of ppbench, its attacks and defenses too."""
+    return {name: code_digest(name).encode() for name in imported if name.partition(".")[0] == OWN}
 
 
 @cache

@@ -58,7 +58,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Keyring:
-    """The keys of the private images, of the test images, and of known pairs and the oracle."""
+    """The keys of the private and of the test images."""
 
     private: Keys | None
     test: Keys | None
@@ -198,6 +198,9 @@ def make_queries(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -
     if queries.ndim != 4 or tuple(queries.shape[1:]) != view.image_shape:
         raise ContractError(f"queries must be images [q, {', '.join(map(str, view.image_shape))}], "
                             f"not {list(queries.shape)}")
+    if len(queries) > params["most"]:
+        raise ContractError(f"the attack named {len(queries)} images, but the threat model allows queries = "
+                            f"{params['most']}: name fewer, or raise queries")
     return Made(Table({"queries": queries.clamp(0, 1)}))
 
 

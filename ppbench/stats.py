@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -39,9 +40,26 @@ def mean_interval(values: Tensor, rng: torch.Generator) -> Interval:
     sample = values.detach().cpu().double().numpy()
     if len(sample) < 2 or not np.isfinite(sample).all():
         return Interval(math.nan, math.nan)
-    interval = _interval(sample, seed, "BCa")
+    interval = _interval((sample,), np.mean, seed, "BCa")
     return interval if math.isfinite(interval.low) and math.isfinite(interval.high) else \
-        _interval(sample, seed, "percentile")
+        _interval((sample,), np.mean, seed, "percentile")
+
+
+def ratio_interval(gained: Tensor, possible: Tensor, rng: torch.Generator) -> Interval:
+    """Return the 95 % bootstrap interval of sum(gained) / sum(possible), resampling targets (percentile; 5,000).
+
+    Args:
+        gained: `[N]`, score minus floor of each target.
+        possible: `[N]`, the perfect score minus the floor of the same targets.
+        rng: decides the resamples.
+
+    Returns:
+        The interval; (NaN, NaN) for fewer than two targets, or where a resample leaves nothing to gain.
+    """
+    seed = int(torch.randint(2**62, (), generator=rng))
+    if len(gained) < 2:
+        return Interval(math.nan, math.nan)
+    return _interval((gained.double().numpy(), possible.double().numpy()), _ratio, seed, "percentile")
 
 
 def paired_difference_interval(a: Tensor, b: Tensor, rng: torch.Generator) -> Interval:
@@ -56,10 +74,18 @@ def paired_difference_interval(a: Tensor, b: Tensor, rng: torch.Generator) -> In
     return mean_interval(a.double() - b.double(), rng)
 
 
-def _interval(sample: np.ndarray, seed: int, method: Literal["BCa", "percentile"]) -> Interval:
+def _ratio(top: np.ndarray, bottom: np.ndarray, axis: int) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: np.ndarray = top.mean(axis) / bottom.mean(axis)
+    return found
+
+
+def _interval(samples: tuple[np.ndarray, ...], statistic: Callable[..., Any], seed: int,
+              method: Literal["BCa", "percentile"]) -> Interval:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)
         warnings.simplefilter("ignore", RuntimeWarning)
-        found = bootstrap((sample,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method=method,
-                          batch=max(1, _BATCH_VALUES // len(sample)), rng=np.random.default_rng(seed))
+        found = bootstrap(samples, statistic, paired=len(samples) > 1, n_resamples=RESAMPLES, vectorized=True,
+                          confidence_level=LEVEL, method=method, batch=max(1, _BATCH_VALUES // len(samples[0])),
+                          rng=np.random.default_rng(seed))
     return Interval(float(found.confidence_interval.low), float(found.confidence_interval.high))

@@ -75,6 +75,7 @@ class ThreatTable(Table):
     name: str
     base: str
     pairs: int | Literal["all"] | None = None
+    queries: int | None = Field(None, ge=1)
     batch: int | None = Field(None, ge=1)
     round: Literal["first", "last"] | None = None
     local_steps: int | None = Field(None, ge=1)

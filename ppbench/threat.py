@@ -19,6 +19,7 @@ class ThreatModel:
         name: as it stands in the row.
         grants: the capabilities.
         pairs: how many known pairs (`pairs`); "all" = every public image.
+        queries: how many images the adversary may name (`oracle`).
         batch: targets in one gradient (`gradients`); the targets are cut into batches in their order.
         round: where gradients are taken: at the public `first` weights or at the `last`, trained ones.
         local_steps: a client's steps before it sends its update; 1 = the plain gradient.
@@ -29,6 +30,7 @@ class ThreatModel:
     name: str
     grants: frozenset[Capability]
     pairs: int | Literal["all"] = 16
+    queries: int = 16
     batch: int = 8
     round: Literal["first", "last"] = "first"
     local_steps: int = 1
@@ -38,8 +40,8 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.pairs != "all" and self.pairs < 1:
             raise ValueError(f"pairs is {self.pairs}; it must be at least 1, or \"all\"")
-        if self.batch < 1 or self.local_steps < 1:
-            raise ValueError("batch and local_steps must be at least 1")
+        if min(self.batch, self.local_steps, self.queries) < 1:
+            raise ValueError("batch, local_steps and queries must be at least 1")
 
     def missing(self, requires: frozenset[Capability]) -> list[Capability]:
         """Return the required capabilities that are not granted, sorted."""
@@ -47,7 +49,8 @@ class ThreatModel:
 
     def settings(self) -> dict[str, Any]:
         """Return what tells this threat model from others, as JSON values: the capabilities and what they use."""
-        used = {"pairs": ("pairs",), "gradients": ("batch", "round", "local_steps", "learning_rate", "bn_train")}
+        used = {"pairs": ("pairs",), "oracle": ("queries",),
+                "gradients": ("batch", "round", "local_steps", "learning_rate", "bn_train")}
         names = [name for capability, those in used.items() if capability in self.grants for name in those]
         return {"grants": sorted(self.grants), **{name: getattr(self, name) for name in names}}
 

@@ -187,8 +187,11 @@ class View:
     def with_images(self, images: Tensor, labels: Tensor) -> "View":
         """Return the view with estimates of the targets' released images in place of the release."""
         rows = torch.arange(len(images))
-        release = Release(images, labels, rows)
-        return View(replace(self.sealed, granted=self.granted | {"images"}, release=release, target_rows=rows))
+        release, keys = Release(images, labels, rows), self.sealed.keys
+        if keys is not None and self.sealed.target_rows is not None:
+            keys = keys[self.sealed.target_rows]
+        return View(replace(self.sealed, granted=self.granted | {"images"}, release=release, target_rows=rows,
+                            keys=keys))
 
 
 def quantised(release: Release, bits: int) -> Release:

@@ -196,8 +196,3 @@ def test_eight_bits_hold_256_levels_of_zero_to_one(values: list[float]) -> None:
     assert rounded.min() >= 0
     assert rounded.max() <= 1
     assert (rounded - images.clamp(0, 1)).abs().max() <= 0.5 / 255 + 1e-12
-
-
-def test_float32_divides_only_bytes() -> None:
-    assert torch.equal(codec.float32(torch.tensor([0, 255], dtype=torch.uint8)), torch.tensor([0.0, 1.0]))
-    assert torch.equal(codec.float32(torch.tensor([0.5], dtype=torch.float64)), torch.tensor([0.5]))

@@ -363,3 +363,69 @@ class Synthetic(Defense):
         "blind": "true", "key-holder": "false", "as-released": "false", "memorization": "false"}
     assert rows.loc["memorization", "release_psnr"] == 60
     assert rows.loc["memorization", "leakage_ssim"] < 0
+
+
+def test_the_readme_attack_runs_on_every_built_in_defense(tiny_npz: Path, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    file = tmp_path / "my_attack.py"
+    file.write_text(text.partition("```python\n")[2].partition("```")[0])
+    defenses = ["none", "constant", "block-scrambling", "patch-shuffle", "mixup"]
+    tiny_run(tiny_plan(tiny_npz, defenses, [f"{file}:MyAttack"]), tmp_path)
+    rows = table(tmp_path).set_index("defense")
+    assert set(rows.status) == {"ok"}
+    assert rows.loc["none", "ssim"] == 1
+
+
+def test_two_files_of_one_name_are_refused(tiny_npz: Path, tmp_path: Path) -> None:
+    body = "\nclass A(Attack):\n    requires = frozenset()\n    default_threat = 'ciphertext-only'\n" \
+           "    def run(self, view, priors, rng):\n        return None\n"
+    files = []
+    for version in ("v1", "v2"):
+        (tmp_path / version).mkdir()
+        files.append(plugin(tmp_path / version, f"{body}# {version}\n"))
+    with pytest.raises(UserError, match=r"two different files are given as my_attack\.py:A"):
+        tiny_plan(tiny_npz, ["none"], [f"{file}:A" for file in files])
+
+
+def test_a_trainer_with_full_knowledge_reads_the_weights_it_trained(tiny_npz: Path, tmp_path: Path) -> None:
+    tiny_run(tiny_plan(tiny_npz, ["none"], [{"use": "memorization", "threats": ["full-knowledge"]}]), tmp_path)
+    assert table(tmp_path).ssim.tolist() == [1.0]
+
+
+def test_the_server_may_collude_with_the_key_owner(tiny_npz: Path, tmp_path: Path) -> None:
+    chain = {"use": "memorization", "then": {"use": "key-holder"}, "threats": ["full-knowledge"]}
+    tiny_run(tiny_plan(tiny_npz, ["block-scrambling", "patch-shuffle"], [chain]), tmp_path)
+    assert table(tmp_path).ssim.tolist() == [1.0, 1.0]
+
+
+def test_the_oracle_answers_no_more_than_it_may(tiny_npz: Path, tmp_path: Path) -> None:
+    file = plugin(tmp_path, """
+class Greedy(Attack):
+    requires = frozenset({"images", "oracle"})
+    default_threat = "chosen-plaintext"
+    def queries(self, view):
+        return torch.zeros(17, *view.image_shape)
+    def run(self, view, priors, rng):
+        return Reconstruction(view.images)
+""")
+    tiny_run(tiny_plan(tiny_npz, ["none"], [f"{file}:Greedy"]), tmp_path)
+    (row,) = table(tmp_path).to_dict("records")
+    assert row["status"] == "failed"
+    assert "queries = 16" in row["reason"]
+
+
+def test_the_victims_own_code_is_part_of_the_plan(tiny_npz: Path, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    from ppbench.sources import code_digest
+
+    net = "import torch\ndef small(num_classes):\n    return torch.nn.Sequential(torch.nn.Flatten(), " \
+          "torch.nn.LazyLinear(num_classes))\n"
+    file = tmp_path / "tiny_nets_of_mine.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    prints = []
+    for text in (net, f"{net}# another version\n"):
+        file.write_text(text)
+        code_digest.cache_clear()
+        plan = tiny_plan(tiny_npz, ["none"], ["blind"], victim={"model": "tiny_nets_of_mine:small"})
+        prints.append(plan.fingerprint(plan.cells[0]))
+    assert prints[0] != prints[1]

@@ -5,7 +5,7 @@ import torch
 
 from ppbench.errors import UserError
 from ppbench.seeding import generator
-from ppbench.stats import mean_interval, paired_difference_interval
+from ppbench.stats import mean_interval, paired_difference_interval, ratio_interval
 
 
 def test_the_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
@@ -58,3 +58,24 @@ def test_pairing_removes_what_two_scores_share() -> None:
     assert high - low < 0.25
     with pytest.raises(UserError, match="same targets"):
         paired_difference_interval(shared, noise[:3], generator(0))
+
+
+def test_the_interval_of_a_perfect_recovery_is_that_alone() -> None:
+    possible = torch.rand(30, generator=generator(1)) + 0.1
+    assert ratio_interval(possible, possible, generator(0)) == pytest.approx((1, 1))
+    assert ratio_interval(0 * possible, possible, generator(0)) == pytest.approx((0, 0))
+
+
+def test_the_interval_of_a_ratio_covers_it_about_as_often_as_it_says() -> None:
+    rng = generator(0)
+    hits = 0
+    for _ in range(200):
+        possible = torch.rand(40, generator=rng) + 0.5
+        low, high = ratio_interval(possible * 0.3 + torch.randn(40, generator=rng) * 0.1, possible, rng)
+        hits += low <= 0.3 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_there_is_no_interval_of_a_ratio_where_there_is_no_ratio() -> None:
+    assert all(math.isnan(end) for end in ratio_interval(torch.ones(1), torch.ones(1), generator(0)))
+    assert all(math.isnan(end) for end in ratio_interval(torch.zeros(5), torch.zeros(5), generator(0)))

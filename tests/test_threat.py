@@ -73,7 +73,7 @@ def test_named_threat_models_grant_what_the_design_says() -> None:
 
 
 @pytest.mark.parametrize(("name", "settings"), [
-    ("ciphertext-only", set()), ("white-box", set()), ("chosen-plaintext", set()), ("known-plaintext", {"pairs"}),
+    ("ciphertext-only", set()), ("white-box", set()), ("chosen-plaintext", {"queries"}), ("known-plaintext", {"pairs"}),
     ("federated-server", {"batch", "round", "local_steps", "learning_rate", "bn_train"}),
     ("full-knowledge", set(SETTINGS))])
 def test_settings_are_those_that_the_capabilities_use(name: str, settings: set[str]) -> None:

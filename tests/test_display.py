@@ -1,0 +1,31 @@
+"""The table tells apart what differs, and says no more than it must."""
+
+from typing import Any
+
+from ppbench.display import _names, outcome, print_matrix
+
+BASE: dict[str, Any] = {
+    "dataset": "photos", "dataset_params": "{}", "seed": 0, "defense": "none", "defense_params": "{}",
+    "key_scope": None, "quantise": 8, "attack": "blind", "attack_params": "{}", "threat": "ciphertext-only",
+    "threat_params": "{}", "status": "ok", "aligned": "true", "ssim": 0.25, "leakage_ssim": 0.125,
+    "task_accuracy_honest": 0.5}
+
+
+def test_equal_names_get_the_detail_that_differs() -> None:
+    rows = [BASE, {**BASE, "key_scope": "image"}, {**BASE, "defense": "mixup"}]
+    names = _names(rows, ("defense",), ("defense_params", "key_scope", "quantise"))
+    assert names == ["none None", "none image", "mixup"]
+
+
+def test_every_cell_of_the_matrix_is_printed(capsys: Any) -> None:
+    rows = [BASE, {**BASE, "attack_params": '{"metric":"lpips"}', "ssim": 0.75}, {**BASE, "seed": 1, "ssim": 0.5},
+            {**BASE, "dataset_params": '{"size":64}', "status": "not-applicable"}]
+    print_matrix(rows)
+    text = capsys.readouterr().out
+    for part in ("0.250", "0.750", "0.500", "n/a", "12%", "50.0%", "seed 1", '"size":64'):
+        assert part in text
+
+
+def test_an_outcome_is_a_few_words() -> None:
+    assert outcome(BASE) == "SSIM 0.250, leakage 12%"
+    assert outcome({"status": "failed", "reason": "no idea"}) == "failed (no idea)"
