@@ -1,4 +1,4 @@
-"""Intervals over targets: 95 % bootstrap of a mean and of a paired difference."""
+"""Intervals over targets: 95 % bootstrap of a mean, a ratio of sums, and a paired difference."""
 
 import math
 import warnings
