@@ -1,6 +1,7 @@
 """The artefact store: what was computed once is found again, and nothing half-written is ever believed."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -74,15 +75,13 @@ class Store:
             _sync(fresh / _DATA)
             final = self.root / kind / key
             final.parent.mkdir(parents=True, exist_ok=True)
-            if self.find(kind, key) is None:
-                with contextlib.suppress(FileNotFoundError):
-                    final.rename(scratch / "damaged")
-            try:
-                fresh.rename(final)
-            except OSError:  # another run published the same artefact: readers may have it open, so it stays
-                if not final.is_dir():
-                    raise
-            _sync(final.parent)
+            with _one_at_a_time(self.root / "lock"):
+                # Where another run published the same artefact in between, that one stays: it may be open.
+                if self.find(kind, key) is None:
+                    with contextlib.suppress(FileNotFoundError):
+                        final.rename(scratch / "damaged")
+                    fresh.rename(final)
+                    _sync(final.parent)
         found = self.find(kind, key)
         if found is None:
             raise OSError(f"{final} cannot be read back: check the disk")
@@ -98,6 +97,14 @@ class Store:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold a lock between threads and processes; it falls with the process."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def file_digest(path: Path) -> str:
