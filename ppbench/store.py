@@ -75,7 +75,7 @@ class Store:
             _sync(fresh / _DATA)
             final = self.root / kind / key
             final.parent.mkdir(parents=True, exist_ok=True)
-            with _one_at_a_time(self.root / "lock"):
+            with _one_at_a_time(final.parent):
                 # Where another run published the same artefact in between, that one stays: it may be open.
                 if self.find(kind, key) is None:
                     with contextlib.suppress(FileNotFoundError):
@@ -100,11 +100,14 @@ class Store:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold a lock between threads and processes; it falls with the process."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock between threads and processes; it falls with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def file_digest(path: Path) -> str:
