@@ -21,6 +21,7 @@ class Blind(Attack):
 
     requires = frozenset({"public"})
     default_threat = "ciphertext-only"
+    role = "floor"
     metric: Metric = "ssim"
     trunk: Net = "squeeze"
 

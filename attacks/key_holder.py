@@ -14,6 +14,7 @@ class KeyHolder(Attack):
 
     requires = frozenset({"images", "algorithm", "key"})
     default_threat = "full-knowledge"
+    role = "ceiling"
 
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
         """Return the defense's own inverse of the targets' released images."""

@@ -23,7 +23,7 @@ class BlockScrambling(PerImageDefense):
         block: side of a block in pixels; the paper takes the ViT's patch (16 at 224).
     """
 
-    key_scopes = ("global", "image")
+    key_scopes = ("global", "client", "image")
     block: int = 4
 
     def check(self, shape: Shape) -> None:

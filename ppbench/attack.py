@@ -26,6 +26,8 @@ class Reconstruction:
         of: `private` images, or the `released` ones, which an inner attack or the scorer then takes further.
         within: where not aligned, the estimates are unordered only within consecutive batches of this many.
         note: what a reader of the row should know, in a few words.
+        objective: `[points]` or `[points, n]`: what the attack minimised, from its start to its end, where it did;
+            one that never fell makes the row suspect.
     """
 
     images: Tensor
@@ -33,6 +35,7 @@ class Reconstruction:
     of: Literal["private", "released"] = "private"
     within: int | None = None
     note: str = ""
+    objective: Tensor | None = None
 
 
 class Prior(ABC):
@@ -58,10 +61,12 @@ class Attack(ABC):
     Attributes:
         requires: the capabilities without which the attack cannot run (a literal frozenset).
         default_threat: the threat model used when a suite names none.
+        role: `floor` and `ceiling` are yardsticks beside which the attacks are read; they are never ranked.
     """
 
     requires: ClassVar[frozenset[Capability]]
     default_threat: ClassVar[str]
+    role: ClassVar[Literal["attack", "floor", "ceiling"]] = "attack"
 
     def priors(self, view: View) -> dict[str, Prior]:
         """Name what must have been learnt before `run`; default: nothing."""

@@ -11,7 +11,7 @@ from ppbench.codec import Tensors
 from ppbench.data import Images, Shape
 from ppbench.model import Model, Update
 
-KeyScope = Literal["image", "global"]
+KeyScope = Literal["image", "client", "global"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,17 @@ class Release:
         labels: `[M]` int64.
         source: `[M]` int64, the private image behind each released one; None = there is no such partner.
         extras: whatever else is published with the images, say a teacher's logits.
+        soft_labels: `[M, classes]` shares that sum to 1, where a released image stands for several classes; the
+            victim learns these. A class that no private image has may be missing at the end.
+        clients: `[M]` int64: who sent each image, where clients have keys of their own (the frame fills it in).
     """
 
     images: Tensor
     labels: Tensor
     source: Tensor | None
     extras: Tensors = field(default_factory=dict)
+    soft_labels: Tensor | None = None
+    clients: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,12 +72,18 @@ class Pieces:
     Attributes:
         size: side of a block in pixels.
         moved: the blocks of an image change places.
-        pixels: how the pixels inside a block are shuffled: not at all, all blocks alike, or each its own way.
+        pixels: how the values inside a block are shuffled: not at all, all blocks alike, or each its own way.
+        turned: every block is turned and mirrored its own way (8 states).
+        negated: every block (or, where the pixels are not kept, every value) may be turned to its negative, 1 - v.
+        recoloured: every block's colour channels are permuted its own way (6 states).
     """
 
     size: int
     moved: bool
     pixels: Literal["kept", "shared", "own"] = "kept"
+    turned: bool = False
+    negated: bool = False
+    recoloured: bool = False
 
 
 class Defense(ABC):
@@ -150,23 +161,37 @@ class PerImageDefense(Defense):
 
 
 def draw_keys(defense: Defense, scope: KeyScope | None, count: int, shape: Shape,
-              rng: torch.Generator) -> Keys | None:
-    """Draw the keys for `count` images: one each (`image`) or one for all (`global`); None = no key."""
+              rng: torch.Generator, clients: int = 1) -> Keys | None:
+    """Draw the keys for `count` images; None = no key.
+
+    Args:
+        defense: draws a key.
+        scope: one key each (`image`), one a client (`client`) or one for all (`global`).
+        count: number of images.
+        shape: (C, H, W) of them.
+        rng: draws the keys, and who holds which image.
+        clients: how many there are (scope `client`); each holds as many images as the others, or one more.
+    """
     if scope is None:
         return None
-    owner = torch.arange(count) if scope == "image" else torch.zeros(count, dtype=torch.int64)
-    return Keys(defense.keys(count if scope == "image" else 1, shape, rng), owner)
+    if scope == "image":
+        return Keys(defense.keys(count, shape, rng), torch.arange(count))
+    if scope == "global":
+        return Keys(defense.keys(1, shape, rng), torch.zeros(count, dtype=torch.int64))
+    values = defense.keys(clients, shape, rng)
+    # At random: in its own order a split deals one image of every class in turn.
+    return Keys(values, torch.randperm(count, generator=rng) % clients)
 
 
 def keys_for_more(defense: Defense, keys: Keys | None, scope: KeyScope | None, count: int, shape: Shape,
-                  rng: torch.Generator) -> Keys | None:
+                  rng: torch.Generator, clients: int = 1) -> Keys | None:
     """Return the keys under which the same clients protect `count` further images.
 
-    A global key serves again; keys of one image each are drawn anew.
+    Keys of one image each are drawn anew; clients take turns: image i is protected by client i modulo their number.
     """
     if keys is None or scope == "image":
         return draw_keys(defense, scope, count, shape, rng)
-    return Keys(keys.values, torch.zeros(count, dtype=torch.int64))
+    return Keys(keys.values, torch.arange(count) % clients)
 
 
 def resize(images: Tensor, shape: Shape) -> Tensor:

@@ -135,7 +135,7 @@ class Flow:
 
     async def plain_victim(self, cell: Cell) -> Artefact:
         """The same victim trained on unprotected images; one artefact with that of the defense `none`."""
-        deployed = {"defense": None, "key_scope": None, "quantise": 8}
+        deployed = {"defense": None, "key_scope": None, "quantise": 8, "clients": 1}
         split = await self.split(cell.dataset, cell.seed)
         keys = await self.make(Step("keys", "keys", {"split": split}, deployed, 0))
         release = Step("release", "release", {"split": split, "keys": keys},
@@ -264,7 +264,8 @@ class Flow:
                     derive_seed(cell.seed, "victim", asdict(cell.victim)), (trainer.code,) if trainer else ())
 
     def _deployed(self, defense: DefensePlan) -> dict[str, Any]:
-        return {"defense": self._ref(defense.ref), "key_scope": defense.key_scope, "quantise": defense.quantise}
+        return {"defense": self._ref(defense.ref), "key_scope": defense.key_scope, "quantise": defense.quantise,
+                "clients": defense.clients}
 
     def _against(self, threat: ThreatModel) -> dict[str, Any]:
         settings = {**asdict(threat), "grants": sorted(threat.grants)}

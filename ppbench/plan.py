@@ -22,6 +22,7 @@ from ppbench.threat import NAMED, ThreatModel, derived
 from ppbench.victim import Recipe
 
 FRAME = "ppbench.stages"
+CLIENTS = 4
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,12 @@ class DefensePlan:
     ref: Ref
     key_scope: KeyScope | None
     quantise: int
+    clients: int = 1
 
     def identity(self) -> list[Any]:
         """What the defense declares itself to be."""
-        return [self.ref.identity, self.key_scope, self.quantise]
+        clients = [self.clients] if self.key_scope == "client" else []
+        return [self.ref.identity, self.key_scope, self.quantise, *clients]
 
 
 @dataclass(frozen=True)
@@ -280,7 +283,11 @@ def _defense(table: DefenseTable, folder: Path) -> DefensePlan:
     if table.key_scope is not None and table.key_scope not in scopes:
         raise UserError(f"{ref.name}: the key scope {table.key_scope!r} is not supported; "
                         + (f"choose one of {', '.join(scopes)}" if scopes else "the defense has no key: leave it out"))
-    return DefensePlan(ref, table.key_scope or (scopes[0] if scopes else None), table.quantise)
+    scope = table.key_scope or (scopes[0] if scopes else None)
+    if table.clients is not None and scope != "client":
+        raise UserError(f"{ref.name}: clients is {table.clients}, but the key scope is {scope!r}: give clients with "
+                        "key_scope=client only")
+    return DefensePlan(ref, scope, table.quantise, (table.clients or CLIENTS) if scope == "client" else 1)
 
 
 def _attack(table: AttackTable, folder: Path) -> AttackPlan:

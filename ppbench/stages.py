@@ -112,8 +112,9 @@ def make_keys(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> M
     """Draw the keys of a defense."""
     images = inputs.load(Split, "split")
     defense, scope = _defense(params), params["key_scope"]
-    private = draw_keys(defense, scope, len(images.private), images.private.shape, spawn(rng))
-    test = keys_for_more(defense, private, scope, len(images.test), images.private.shape, spawn(rng))
+    clients, shape = params["clients"], images.private.shape
+    private = draw_keys(defense, scope, len(images.private), shape, spawn(rng), clients)
+    test = keys_for_more(defense, private, scope, len(images.test), shape, spawn(rng), clients)
     return Made(Keyring(private, test))
 
 
@@ -127,6 +128,8 @@ def make_release(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -
     if params["quantise"] == 8:
         queries = codec.to_bytes8(queries)
     release = quantised(release, params["quantise"])
+    if params["key_scope"] == "client" and keys.private is not None and release.source is not None:
+        release = replace(release, clients=keys.private.owner[release.source])
     return Made(Protected(release, queries, images.test.labels), {"released_shape": list(release.shape)})
 
 
@@ -140,6 +143,8 @@ def check_release(release: object, images: Split, targets: int) -> None:
         raise ContractError(f"the defense returned a {type(release).__name__}; it must return a Release")
     if release.images.ndim != 4 or len(release.images) != len(release.labels):
         raise ContractError("the defense must release images [M, c, h, w] and as many labels")
+    if release.soft_labels is not None:
+        _check_soft_labels(release.soft_labels, len(release), images.classes)
     if len(release) < targets:
         raise ContractError(f"the defense released {len(release)} images for {targets} targets; it must release "
                             "at least as many")
@@ -147,6 +152,13 @@ def check_release(release: object, images: Split, targets: int) -> None:
         raise ContractError("the defense released values outside [0, 1]")
     if release.source is not None and not torch.equal(release.source[:targets], torch.arange(targets)):
         raise ContractError("released image i must come from private image i for the first images (the targets)")
+
+
+def _check_soft_labels(shares: Tensor, count: int, classes: int) -> None:
+    if shares.ndim != 2 or len(shares) != count or shares.shape[1] > classes:
+        raise ContractError(f"soft_labels must be [{count}, at most {classes}], not {list(shares.shape)}")
+    if shares.min() < 0 or not torch.allclose(shares.sum(1), torch.ones(count), atol=1e-4):
+        raise ContractError("soft_labels must be shares from 0 upwards that sum to 1 for every image")
 
 
 def make_start(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
@@ -176,7 +188,8 @@ def make_update(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) ->
     """Compute what the clients send to a federated server for the targets' released images."""
     protected, model = inputs.load(Protected, "release"), _model_at(inputs)
     threat, targets = _threat(params), params["targets"]
-    update = victim.client_update(model, protected.release.images[:targets], protected.release.labels[:targets],
+    release = protected.release
+    update = victim.client_update(model, release.images[:targets], victim.lessons(release)[:targets],
                                   batch=threat.batch, local_steps=threat.local_steps,
                                   learning_rate=threat.learning_rate, bn_train=threat.bn_train)
     return Made(_defense(params).protect_update(update, spawn(rng)))
@@ -214,7 +227,8 @@ def make_view(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> M
     """Build exactly what the threat model grants."""
     images, targets = inputs.load(Split, "split"), params["targets"]
     keys, protected = inputs.load(Keyring, "keys"), inputs.load(Protected, "release")
-    algorithm = Algorithm(Ref.from_json(params["defense"]), params["key_scope"], params["quantise"])
+    algorithm = Algorithm(Ref.from_json(params["defense"]), params["key_scope"], params["quantise"],
+                          params["clients"])
     answers = inputs.maybe(Table, "answers")
     everything = Sealed(
         granted=frozenset(), image_shape=images.private.shape, released_shape=protected.release.shape,
@@ -345,7 +359,8 @@ def _keys_of_release(keys: Keys | None, release: Release) -> Keys | None:
 
 def _with_victims_key(images: Tensor, keys: Keyring, params: dict[str, Any], rng: torch.Generator) -> Tensor:
     defense, shape = _defense(params), (images.shape[1], images.shape[2], images.shape[3])
-    mine = keys_for_more(defense, keys.private, params["key_scope"], len(images), shape, spawn(rng))
+    mine = keys_for_more(defense, keys.private, params["key_scope"], len(images), shape, spawn(rng),
+                         params["clients"])
     answered = defense.query(images, mine, spawn(rng))
     return codec.to_bytes8(answered) if params["quantise"] == 8 else answered
 

@@ -51,8 +51,10 @@ class DatasetTable(PlugInTable):
 class DefenseTable(PlugInTable):
     """`[[defense]]`: a defense and how it is deployed."""
 
-    key_scope: Literal["image", "global"] | None = None
+    key_scope: Literal["image", "client", "global"] | None = None
     """How far one key is reused; default: the defense's own."""
+    clients: int | None = Field(None, ge=2)
+    """Clients with a key each (`key_scope = "client"` only); default: 4."""
     quantise: Literal[0, 8] = 8
     """Bits of a released pixel; 0 = float."""
 

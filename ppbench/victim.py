@@ -87,13 +87,14 @@ def train(model: Model, release: Release, recipe: Recipe, rng: torch.Generator,
     """
     with seeded(_draw(rng)) as own:
         net = model.build()
+        goals = lessons(release)
         check_fits(model, net, release.images, release.labels)
         net.train()
         steps = recipe.epochs * len(_batches(torch.arange(len(release)), recipe.batch))
         optimiser = torch.optim.AdamW(net.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
         for step, rows in enumerate(_orders(len(release), recipe, own)):
-            loss = cross_entropy(net(release.images[rows]), release.labels[rows])
+            loss = _loss(net(release.images[rows]), goals[rows])
             if penalty is not None:
                 loss = loss + penalty(net)
             if not math.isfinite(loss.item()):
@@ -104,6 +105,11 @@ def train(model: Model, release: Release, recipe: Recipe, rng: torch.Generator,
             optimiser.step()
             schedule.step()
         return model.with_state(net)
+
+
+def lessons(release: Release) -> Tensor:
+    """Return what a victim learns of each released image: its label `[M]`, or shares of classes `[M, classes]`."""
+    return release.labels if release.soft_labels is None else release.soft_labels
 
 
 def accuracy(model: Model, images: Tensor, labels: Tensor, batch: int = 256) -> float:
@@ -122,7 +128,7 @@ def client_update(model: Model, images: Tensor, labels: Tensor, *, batch: int, l
     Args:
         model: the global model, at which the updates are taken.
         images: `[N, c, h, w]`, protected.
-        labels: `[N]`.
+        labels: `[N]`, or shares of classes `[N, classes]`.
         batch: images a client; the last may have fewer.
         local_steps: 1 = the plain gradient; more = weights before minus after so many SGD steps on the batch.
         learning_rate: of the local SGD steps.
@@ -135,7 +141,7 @@ def client_update(model: Model, images: Tensor, labels: Tensor, *, batch: int, l
         raise UserError(f"batch={batch} and local_steps={local_steps} must be at least 1")
     with seeded(0):
         net = model.build()
-        check_fits(model, net, images, labels)
+        check_fits(model, net, images, labels if labels.ndim == 1 else labels.argmax(1))
         prepare(net, bn_train)
         before = {name: value.detach().clone() for name, value in net.state_dict().items()}
         found = []
@@ -184,6 +190,13 @@ def check_fits(model: Model, net: nn.Module, images: Tensor, labels: Tensor) -> 
                         f"go up to {int(labels.max())}: give it one logit a class in [victim]")
 
 
+def _loss(logits: Tensor, goals: Tensor) -> Tensor:
+    """Return the cross-entropy with labels `[N]` or shares `[N, classes]`; classes beyond their end have no share."""
+    if goals.ndim == 2:
+        goals = torch.nn.functional.pad(goals, (0, logits.shape[1] - goals.shape[1]))
+    return cross_entropy(logits, goals)
+
+
 def _draw(rng: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=rng))
 
@@ -213,7 +226,7 @@ def _local(net: nn.Module, images: Tensor, labels: Tensor, steps: int, learning_
     total = {name: torch.zeros_like(value) for name, value in params.items()}
     for _ in range(steps):
         try:
-            loss = cross_entropy(net(images), labels)
+            loss = _loss(net(images), labels)
         except ValueError as error:  # batch statistics of a single value
             raise UserError(f"the victim cannot take a batch of {len(images)} in train mode ({error}): set "
                             "bn_train = false or raise batch") from error

@@ -29,11 +29,13 @@ class Algorithm:
         ref: names the defense.
         key_scope: how far one key is reused; None = no key.
         quantise: bits of a released pixel; 0 = float.
+        clients: how many clients have a key of their own (key scope `client`; otherwise 1).
     """
 
     ref: Ref
     key_scope: KeyScope | None
     quantise: int
+    clients: int = 1
 
     @cached_property
     def defense(self) -> Defense:
@@ -43,13 +45,16 @@ class Algorithm:
 
     def protect(self, images: Images, rng: torch.Generator) -> Release:
         """Run the defense on one's own images with one's own keys, as the client would."""
-        keys = draw_keys(self.defense, self.key_scope, len(images), images.shape, spawn(rng))
+        keys = draw_keys(self.defense, self.key_scope, len(images), images.shape, spawn(rng), self.clients)
         return quantised(self.defense.protect(images, keys, spawn(rng)), self.quantise)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Plain images `[k, C, H, W]` and the same ones protected with the victim's key."""
+    """Plain images `[k, C, H, W]` and the same ones protected with the victim's key.
+
+    Where every client has a key of its own, pair i is protected with that of client i modulo their number.
+    """
 
     plain: Tensor
     protected: Tensor

@@ -230,7 +230,7 @@ def test_a_plug_in_that_asks_for_what_there_is_not_is_refused(tiny_npz: Path, tm
         assert word in text, text
 
 
-@pytest.mark.parametrize("scopes", ['("client",)', '"image"', "[]", "{'image'}"])
+@pytest.mark.parametrize("scopes", ['("user",)', '"image"', "[]", "{'image'}"])
 def test_a_defense_with_scopes_that_the_frame_does_not_know_is_refused(tiny_npz: Path, tmp_path: Path,
                                                                        scopes: str) -> None:
     file = plugin(tmp_path, f'''
@@ -239,7 +239,7 @@ class Mine(PerImageDefense):
     def encrypt(self, images, key, rng):
         return images
 ''')
-    assert "tuple of image, global" in complaint(lambda: tiny_plan(tiny_npz, [f"{file}:Mine"], ["blind"]))
+    assert "tuple of image, client, global" in complaint(lambda: tiny_plan(tiny_npz, [f"{file}:Mine"], ["blind"]))
 
 
 def test_the_key_scope_is_the_defenses_first_unless_given(tiny_npz: Path) -> None:

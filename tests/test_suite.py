@@ -126,7 +126,7 @@ def test_built_in_suites_are_valid(path: Path) -> None:
     ({"dataset": [{"size": 32}]}, ["'dataset.0.use' is missing"]),
     ({"dataset": [{"use": "photos", "size": 0}]}, ["'dataset.0.size' is 0"]),
     ({"dataset": [{"use": "photos", "private": -1}]}, ["'dataset.0.private' is -1"]),
-    ({"defense": [{"use": "none", "key_scope": "client"}]}, ["'defense.0.key_scope' is 'client'", "'image'"]),
+    ({"defense": [{"use": "none", "key_scope": "mine"}]}, ["'defense.0.key_scope' is 'mine'", "'image'"]),
     ({"defense": [{"use": "none", "quantise": 7}]}, ["'defense.0.quantise' is 7", "0 or 8"]),
     ({"attack": [{"use": "blind", "threats": "white-box"}]}, ["'attack.0.threats' is 'white-box'", "list"]),
     ({"attack": [{"use": "blind", "threats": []}]}, ["'attack.0.threats'", "at least 1"]),

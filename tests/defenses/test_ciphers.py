@@ -140,7 +140,7 @@ def test_one_key_an_image_gives_each_an_order_of_its_own(make: Any) -> None:
 
 def test_only_block_scrambling_may_reuse_a_key() -> None:
     assert PatchShuffle.key_scopes == ("image",)
-    assert BlockScrambling.key_scopes == ("global", "image")  # the first is the default: what the paper needs
+    assert BlockScrambling.key_scopes == ("global", "client", "image")  # the first is the default: what the paper needs
 
 
 def test_a_global_key_serves_further_images_and_image_keys_are_drawn_anew() -> None:
