@@ -17,7 +17,7 @@ from ppbench.attacks._closed_form import vit_inputs
 from ppbench.attacks._labels import infer_labels
 from ppbench.codec import Tensors
 from ppbench.data import Shape
-from ppbench.defense import PerImageDefense, resize
+from ppbench.defense import resize
 from ppbench.errors import NotApplicable
 from ppbench.seeding import spawn
 from ppbench.victim import prepare
@@ -212,6 +212,6 @@ def _like_released(view: View, rng: torch.Generator, count: int = 256) -> Tensor
     A defense that works on the whole set rather than image by image (synthesis) is too costly to run again.
     """
     public = view.public[:count]
-    if isinstance(view.algorithm.defense, PerImageDefense):
+    if view.algorithm.defense.partnered:
         return view.algorithm.protect(public, spawn(rng)).images
     return resize(public.pixels, view.released_shape)

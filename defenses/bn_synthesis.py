@@ -47,6 +47,7 @@ class BnSynthesis(Defense):
         lr: Adam's learning rate, for pixels in [-1, 1].
     """
 
+    partnered = False
     images: int = 0
     steps: int = 150
     batch: int = 64

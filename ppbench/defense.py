@@ -91,9 +91,12 @@ class Defense(ABC):
 
     Attributes:
         key_scopes: how far one key may be reused, the default first; empty = the defense has no key.
+        partnered: released image i is made from private image i (with others, maybe), and making it costs little, so
+            that an adversary may run the defense again and again; False: the release is made from the whole set.
     """
 
     key_scopes: ClassVar[tuple[KeyScope, ...]] = ()
+    partnered: ClassVar[bool] = True
 
     def check(self, shape: Shape) -> None:
         """Refuse images of a shape (C, H, W) that the parameters cannot serve.

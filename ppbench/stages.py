@@ -124,6 +124,9 @@ def make_release(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -
     defense = _defense(params)
     release = defense.protect(images.private, keys.private, spawn(rng))
     check_release(release, images, params["targets"])
+    if defense.partnered != (release.source is not None):
+        raise ContractError(f"the defense says partnered = {defense.partnered}, but its release has "
+                            f"{'no ' if release.source is None else ''}partners (source): make the two agree")
     queries = defense.query(images.test.pixels, keys.test, spawn(rng))
     if params["quantise"] == 8:
         queries = codec.to_bytes8(queries)
