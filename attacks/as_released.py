@@ -15,6 +15,7 @@ class AsReleased(Attack):
 
     requires = frozenset({"images"})
     default_threat = "ciphertext-only"
+    ceiling = 0.95
 
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
         """Return the released images."""

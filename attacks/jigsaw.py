@@ -19,16 +19,17 @@ _CHUNK = 2**23  # cost entries and places of boards held at a time; the results 
 class Jigsaw(Attack):
     """Put shuffled blocks back by how well their edges fit (Gallagher 2012; Sholomon et al. 2013).
 
-    One permutation for all images (a global key) is solved once, from the mean log cost over many images.
+    One permutation for all images of a key (global, or a client's) is solved once, from the mean log cost over them.
 
     Attributes:
         restarts: boards a puzzle that a generation grows, each from a random piece.
         generations: at most this many recombinations of the boards found.
-        joint: under a global key, costs are averaged over at most this many released images, the targets first.
+        joint: under one key, costs are averaged over at most this many released images, the targets first.
     """
 
     requires = frozenset({"images", "algorithm"})
     default_threat = "ciphertext-only"
+    ceiling = 0.95
     restarts: int = 16
     generations: int = 24
     joint: int = 64
@@ -46,11 +47,9 @@ class Jigsaw(Attack):
                                   note="degenerate: as-released")
         grid = (view.image_shape[1] // pieces.size, view.image_shape[2] // pieces.size)
         blocks = cut(view.images, pieces.size)
-        if view.algorithm.key_scope == "global":
-            boards = self._solve_together(cut(self._under_one_key(view), pieces.size), grid, rng)
-            boards = boards.expand(len(blocks), *grid)
-        else:
-            boards = self._solve_each(blocks, grid, rng)
+        keys = _keys(view)
+        boards = self._solve_each(blocks, grid, rng) if keys is None else \
+            self._solve_keys(cut(view.release.images, pieces.size), keys, view.target_rows, grid, rng)
         solved = join(permute_rows(blocks, boards.flatten(1)), view.released_shape)
         note = "" if pieces.pixels == "kept" else "pixels inside pieces are shuffled: seams carry nothing"
         return Reconstruction(resize(solved, view.image_shape), aligned=view.has_partner, note=note)
@@ -59,17 +58,21 @@ class Jigsaw(Attack):
         """Solve every image on its own: `[N, H, W]` boards."""
         return torch.cat([assemble(combo(some), grid, rng, self._search) for some in self._chunks(blocks)])
 
+    def _solve_keys(self, blocks: Tensor, keys: Tensor, targets: Tensor, grid: Grid, rng: torch.Generator) -> Tensor:
+        """Solve one puzzle a key: the targets' boards `[n, H, W]` from all blocks `[M, ...]` and their keys `[M]`."""
+        boards = torch.empty(len(targets), *grid, dtype=torch.int64)
+        for key in keys[targets].unique():
+            mine = keys[targets] == key
+            rest = keys == key
+            rest[targets] = False
+            rows = torch.cat([targets[mine], rest.nonzero()[:, 0]])[: self.joint]
+            boards[mine] = self._solve_together(blocks[rows], grid, rng)
+        return boards
+
     def _solve_together(self, blocks: Tensor, grid: Grid, rng: torch.Generator) -> Tensor:
         """Solve all images as one puzzle: `[1, H, W]`, its costs the mean of theirs."""
         total = torch.stack([combo(some).sum(0) for some in self._chunks(blocks)]).sum(0, keepdim=True)
         return assemble(total / len(blocks), grid, rng, self._search)
-
-    def _under_one_key(self, view: View) -> Tensor:
-        """Return up to `joint` released images, the targets first."""
-        released = view.release.images
-        rest = torch.ones(len(released), dtype=torch.bool)
-        rest[view.target_rows] = False
-        return torch.cat([view.images, released[rest]])[: self.joint]
 
     def _chunks(self, blocks: Tensor) -> tuple[Tensor, ...]:
         """Split images by memory: costs take P^2 entries an image, boards some 8 P for every restart."""
@@ -79,3 +82,10 @@ class Jigsaw(Attack):
     @property
     def _search(self) -> Search:
         return Search(restarts=self.restarts, generations=self.generations)
+
+
+def _keys(view: View) -> Tensor | None:
+    """Return which key protects each released image, as far as everyone can see; None = each has its own."""
+    if view.algorithm.key_scope == "global":
+        return torch.zeros(len(view.release), dtype=torch.int64)
+    return view.release.clients

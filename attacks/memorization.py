@@ -35,6 +35,7 @@ class Memorization(TrainingAttack):
 
     requires = frozenset({"model", "training", "public"})
     default_threat = "malicious-trainer"
+    ceiling = 0.95
     encoding: Literal["lsb", "sign", "correlated"] = "lsb"
     bits: int = 16
     strength: float = 1.0

@@ -62,11 +62,14 @@ class Attack(ABC):
         requires: the capabilities without which the attack cannot run (a literal frozenset).
         default_threat: the threat model used when a suite names none.
         role: `floor` and `ceiling` are yardsticks beside which the attacks are read; they are never ranked.
+        ceiling: SSIM that the attack must reach on the defense `none` under its default threat model; below it, its
+            rows are suspect.
     """
 
     requires: ClassVar[frozenset[Capability]]
     default_threat: ClassVar[str]
     role: ClassVar[Literal["attack", "floor", "ceiling"]] = "attack"
+    ceiling: ClassVar[float | None] = None
 
     def priors(self, view: View) -> dict[str, Prior]:
         """Name what must have been learnt before `run`; default: nothing."""

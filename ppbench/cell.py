@@ -71,7 +71,7 @@ def _scored(plan: Plan, cell: Cell, found: Artefact, outer: Artefact | None, sco
             "image_shape": "x".join(map(str, shape)), "note": "; ".join([*notes, *sheet.notes]),
             "gallery": int(sheet.values["gallery"]) if "gallery" in sheet.values else None,
             "floor_method": "; ".join(f"{metric}: {method}" for metric, method in floors.items()),
-            "artefact": found.sha256}
+            "flags": " ".join(sheet.flags) if cell.attack.role == "attack" else "", "artefact": found.sha256}
 
 
 def _bounded(log: str) -> str:

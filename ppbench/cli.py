@@ -98,7 +98,7 @@ def _run(tables: dict[str, Any], origin: str, folder: Path, output: Path, engine
     jobs = jobs or max(1, (os.cpu_count() or 1) // plan.limits.threads)
     with Terminal() as terminal:
         result = run_plan(plan, RunOptions(output, engine, jobs, fresh), terminal)
-    print_matrix(result.rows)
+    print_matrix(result.rows, result.verdicts)
     click.echo(f"results: {result.folder / 'results.csv'}   pictures: {result.folder / 'grids'}")
     if plan.lpips.startswith("LPIPS weights"):
         click.echo(f"LPIPS was not measured: {plan.lpips}", err=True)

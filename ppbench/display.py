@@ -1,7 +1,7 @@
 """What a person sees on the terminal: progress with time left, then the matrix."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ppbench.plan import Cell
 from ppbench.results import Row
+from ppbench.verdicts import Verdict
 
 
 class Terminal:
@@ -67,8 +68,8 @@ def outcome(row: Row) -> str:
     return ", ".join(parts) or "ok"
 
 
-def print_matrix(rows: Sequence[Row]) -> None:
-    """Print defenses x attacks: SSIM and the leakage it means, beside task accuracy."""
+def print_matrix(rows: Sequence[Row], verdicts: Mapping[str, Verdict]) -> None:
+    """Print defenses x attacks: SSIM and the leakage it means, beside task accuracy and the worst case."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     blocks: dict[str, list[Row]] = {}
     datasets = _names(rows, ("dataset",), ("dataset_params",))
@@ -77,24 +78,39 @@ def print_matrix(rows: Sequence[Row]) -> None:
     for title, block in blocks.items():
         console.print(f"\n{title}: SSIM (leakage: 0 % = best blind guess, 100 % = the original; "
                       "* = matched by an assignment)", soft_wrap=True)
-        console.print(_matrix(block))
+        console.print(_matrix(block, verdicts))
+    broken = dict.fromkeys(f"{row['attack']} ({verdicts[row['cell']].why})" for row in rows
+                           if verdicts[row["cell"]].admissible == "no")
+    for attack in broken:
+        console.print(f"inadmissible: {attack}; its rows say nothing about a defense", soft_wrap=True)
+    for condition in dict.fromkeys(str(row["intervals_conditional_on"]) for row in rows if row["status"] == "ok"):
+        console.print(f"95 % intervals over targets, conditional on {condition}", soft_wrap=True)
 
 
-def _matrix(block: Sequence[Row]) -> Table:
+def _matrix(block: Sequence[Row], verdicts: Mapping[str, Verdict]) -> Table:
     defenses = _names(block, ("defense",), ("defense_params", "key_scope", "quantise"))
     attacks = _names(block, ("attack",), ("threat", "attack_params", "threat_params"))
     entries = dict(zip(zip(defenses, attacks, strict=True), block, strict=True))
     table = Table(show_lines=True)
     table.add_column("defense")
     table.add_column("task\naccuracy", justify="right")
+    table.add_column("worst\ncase", justify="right")
     for attack in dict.fromkeys(attacks):
         table.add_column(attack.replace("-", "-\n").replace(" ", "\n"), justify="right")
     for defense in dict.fromkeys(defenses):
         mine = [entries.get((defense, attack)) for attack in dict.fromkeys(attacks)]
         found = (row.get("task_accuracy_honest") for row in mine if row)
         accuracies = [accuracy for accuracy in found if accuracy is not None]
-        table.add_row(defense, f"{accuracies[0]:.1%}" if accuracies else "", *map(_entry, mine))
+        table.add_row(defense, f"{accuracies[0]:.1%}" if accuracies else "", _worst(mine, verdicts),
+                      *(_entry(row, verdicts) for row in mine))
     return table
+
+
+def _worst(mine: Sequence[Row | None], verdicts: Mapping[str, Verdict]) -> str:
+    """Show the most leakage that an admissible attack reached."""
+    found = [row["leakage_ssim"] for row in mine
+             if row and row.get("leakage_ssim") is not None and verdicts[row["cell"]].ranks("ssim")]
+    return f"{max(found):.0%}" if found else ""
 
 
 def _names(rows: Sequence[Row], columns: tuple[str, ...], details: tuple[str, ...]) -> list[str]:
@@ -112,7 +128,7 @@ def _names(rows: Sequence[Row], columns: tuple[str, ...], details: tuple[str, ..
     return names
 
 
-def _entry(row: Row | None) -> str:
+def _entry(row: Row | None, verdicts: Mapping[str, Verdict]) -> str:
     if row is None:
         return ""
     if row["status"] != "ok":
@@ -121,4 +137,5 @@ def _entry(row: Row | None) -> str:
         return "ok"
     leakage = row.get("leakage_ssim")
     mark = "" if row["aligned"] == "true" else "*"
-    return f"{row['ssim']:.3f}{mark}" + ("" if leakage is None else f"\n{leakage:.0%}")
+    second = "inadmissible" if verdicts[row["cell"]].admissible == "no" else "" if leakage is None else f"{leakage:.0%}"
+    return f"{row['ssim']:.3f}{mark}" + (f"\n{second}" if second else "")

@@ -73,6 +73,10 @@ class AttackPlan:
     requires: frozenset[str]
     trains: bool
     """The (outer) attack acts in training."""
+    role: str = "attack"
+    """`floor` and `ceiling` are yardsticks."""
+    ceiling: float | None = None
+    """SSIM that it must reach on the defense `none`."""
 
     @property
     def label(self) -> str:
@@ -305,7 +309,8 @@ def _attack(table: AttackTable, folder: Path) -> AttackPlan:
         requires |= set(inner_cls.requires) - {"images"}
     if issubclass(cls, TrainingAttack) and "gradients" in requires:
         raise UserError(f"{outer.name} acts in training and cannot also ask for gradients: require one of the two")
-    return AttackPlan(tuple(refs), frozenset(requires), issubclass(cls, TrainingAttack))
+    role, ceiling = (cls.role, cls.ceiling) if len(refs) == 1 else ("attack", None)
+    return AttackPlan(tuple(refs), frozenset(requires), issubclass(cls, TrainingAttack), role, ceiling)
 
 
 def _check_requires(name: str, requires: frozenset[str]) -> None:

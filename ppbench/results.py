@@ -12,6 +12,7 @@ from typing import Any
 from ppbench import __version__
 from ppbench.plan import Cell, Plan, label
 from ppbench.store import json_digest, write_atomic
+from ppbench.suspect import interval_condition
 
 SCHEMA = 1
 COLUMNS: tuple[str, ...] = (
@@ -21,7 +22,8 @@ COLUMNS: tuple[str, ...] = (
     # state
     "status", "missing", "reason", "note", "flags",
     # protocol
-    "n_targets", "aligned", "recon_of", "image_shape", "key_scope", "quantise",
+    "n_targets", "aligned", "recon_of", "image_shape", "key_scope", "clients", "quantise",
+    "intervals_conditional_on",
     # scores
     "ssim", "ssim_low", "ssim_high", "psnr", "lpips", "identification", "identification_feature", "gallery",
     "recognition", "ssim_worst", "lpips_worst", "release_ssim", "release_psnr",
@@ -61,11 +63,19 @@ def base_row(plan: Plan, cell: Cell) -> Row:
         "threat": cell.threat.name, "threat_params": _compact(cell.threat.settings()), "victim": cell.victim.model,
         "victim_params": _compact({name: value for name, value in asdict(cell.victim).items() if name != "model"}),
         "seed": cell.seed, "n_targets": plan.targets, "key_scope": cell.defense.key_scope,
-        "quantise": cell.defense.quantise, "ppbench": __version__,
+        "clients": cell.defense.clients, "quantise": cell.defense.quantise,
+        "intervals_conditional_on": interval_condition(cell.defense.key_scope, _most_keys(plan, cell)),
+        "ppbench": __version__,
         **{f"version_{name}": environment["versions"][name] for name in ("torch", "torchvision", "timm")},
         "device": environment["device"], "threads": plan.limits.threads, "defense_code": cell.defense.ref.code[:12],
         "attack_code": "+".join(ref.code[:12] for ref in cell.attack.refs),
     }
+
+
+def _most_keys(plan: Plan, cell: Cell) -> int:
+    """Return how many keys the targets can have been protected with."""
+    scope, clients = cell.defense.key_scope, cell.defense.clients
+    return {"global": 1, "client": min(clients, plan.targets), "image": plan.targets}.get(scope or "", 0)
 
 
 def write_row(path: Path, fingerprint: str, row: Row, artefacts: Mapping[str, str],

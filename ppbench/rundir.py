@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ppbench import codec
 from ppbench.data import Split
 from ppbench.errors import UserError
@@ -18,6 +20,8 @@ from ppbench.results import PER_IMAGE_COLUMNS, Row, read_row, to_csv
 from ppbench.score import Sheet
 from ppbench.stages import Protected
 from ppbench.store import file_digest, json_digest, write_atomic
+from ppbench.verdicts import COLUMNS as VERDICT_COLUMNS
+from ppbench.verdicts import Verdict, judge_rows, verdict_line
 
 Contents = dict[str, Any]
 """What a row.json holds: `row`, `artefacts`, `timings`."""
@@ -120,6 +124,19 @@ def write_per_image(plan: Plan, folder: Path, done: Mapping[str, Contents]) -> N
             lines += [{**names, "target": i, **{name: values[i] for name, values in scores.items()}}
                       for i in range(plan.targets)]
     write_atomic(folder / "per_image.csv", to_csv(lines, PER_IMAGE_COLUMNS))
+
+
+def write_verdicts(plan: Plan, folder: Path, done: Mapping[str, Contents]) -> dict[str, Verdict]:
+    """Join the rows with one another, and write and return what each is worth, by cell."""
+    rows = {cell.id: done[cell.id]["row"] for cell in plan.cells}
+
+    def scores(cell: Cell) -> Tensor | None:
+        return _sheet(folder, cell).per_image.get("ssim") if rows[cell.id]["status"] == "ok" else None
+
+    verdicts = judge_rows(plan.cells, rows, scores)
+    lines = (verdict_line(cell, rows[cell.id], verdicts[cell.id]) for cell in plan.cells)
+    write_atomic(folder / "verdicts.csv", to_csv(lines, VERDICT_COLUMNS))
+    return verdicts
 
 
 async def write_grids(plan: Plan, folder: Path, flow: Flow, done: Mapping[str, Contents]) -> None:

@@ -18,8 +18,18 @@ from ppbench.flow import Flow
 from ppbench.plan import Cell, Plan
 from ppbench.precheck import check_data
 from ppbench.results import Row
-from ppbench.rundir import check_writable, copy_plugins, finished, locked, write_grids, write_per_image, write_tables
+from ppbench.rundir import (
+    check_writable,
+    copy_plugins,
+    finished,
+    locked,
+    write_grids,
+    write_per_image,
+    write_tables,
+    write_verdicts,
+)
 from ppbench.store import Store, write_atomic
+from ppbench.verdicts import Verdict
 
 
 @dataclass(frozen=True)
@@ -41,12 +51,13 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Result:
-    """A run's folder and rows in plan order, and how many artefacts of each kind were computed."""
+    """A run's folder, rows in plan order, how many artefacts of each kind were computed, and verdicts by cell."""
 
     folder: Path
     rows: list[Row]
     computed: dict[str, int]
     kept: int
+    verdicts: dict[str, Verdict]
 
 
 class Observer(Protocol):
@@ -114,5 +125,6 @@ async def _run(plan: Plan, folder: Path, flow: Flow, observer: Observer, fresh: 
             group.create_task(finish(place, cell))
     rows = [done[cell.id]["row"] for cell in plan.cells]
     write_per_image(plan, folder, done)
+    verdicts = write_verdicts(plan, folder, done)
     await write_grids(plan, folder, flow, done)
-    return Result(folder, rows, dict(flow.computed), kept)
+    return Result(folder, rows, dict(flow.computed), kept, verdicts)

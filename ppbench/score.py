@@ -27,6 +27,7 @@ from ppbench.metrics import (
 from ppbench.perceptual import Lpips, Net, Trunk, find_trunk
 from ppbench.seeding import spawn
 from ppbench.stats import mean_interval, ratio_interval
+from ppbench.suspect import flags
 
 PERFECT: dict[str, float] = {"ssim": 1.0, "lpips": 0.0, "identification": 1.0}
 
@@ -77,12 +78,14 @@ class Sheet:
         notes: why something was not measured.
         per_image: column -> `[n_targets]`.
         aligned: `true`, `false` (matched by one assignment) or `within N` (in batches of N).
+        flags: what is suspect about the reconstruction.
         shown: `[n_targets, C, H, W]`: the estimates, fitted to the private shape and matched to the targets.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
     per_image: Tensors = field(default_factory=dict)
     aligned: str = "true"
     shown: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -106,7 +109,8 @@ def score(truth: Truth, found: Reconstruction, outer: Reconstruction | None, set
     if not aligned:
         estimates = estimates[assign(estimates, private, within)]
     lpips = _lpips(settings)
-    sheet = Sheet(aligned="true" if aligned else f"within {within}" if within else "false", shown=estimates)
+    sheet = Sheet(aligned="true" if aligned else f"within {within}" if within else "false", shown=estimates,
+                  flags=flags(found, truth.release.images[: truth.targets], chained=outer is not None))
     if isinstance(lpips, str):
         sheet.notes.append(lpips)
     scorers = _scorers(truth, private, aligned, settings, lpips if isinstance(lpips, Lpips) else None)

@@ -5,14 +5,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ppbench.data import Images, Split
 from ppbench.defense import Defense, Release
 from ppbench.defenses.block_scrambling import BlockScrambling
 from ppbench.defenses.mixup import Mixup
 from ppbench.defenses.none import NoDefense
 from ppbench.defenses.patch_shuffle import PatchShuffle
-from ppbench.errors import UserError
+from ppbench.errors import ContractError, UserError
 from ppbench.model import Model
 from ppbench.seeding import generator, seeded
+from ppbench.stages import check_release
 from ppbench.victim import Recipe, accuracy, client_update, prepare, start, train
 
 SHAPE = (3, 16, 16)
@@ -200,3 +202,36 @@ def test_prepared_attention_has_second_derivatives() -> None:
     grads = torch.autograd.grad(net(images).square().sum(), list(net.parameters()), create_graph=True)
     second, = torch.autograd.grad(torch.stack([g.square().sum() for g in grads]).sum(), images)
     assert second.abs().sum() > 0
+
+
+def test_shares_of_one_class_are_that_label() -> None:
+    model, release = begin(classes=4), bright(24)
+    shares = nn.functional.one_hot(release.labels, 3).float()  # the fourth class has no private image
+    soft = replace(release, soft_labels=shares)
+    for a, b in zip(train(model, release, SMALL, generator(1)).state.values(),  # type: ignore[union-attr]
+                    train(model, soft, SMALL, generator(1)).state.values(), strict=True):  # type: ignore[union-attr]
+        torch.testing.assert_close(a, b)
+    how = {"batch": 8, "local_steps": 1, "learning_rate": 0.1, "bn_train": False}
+    hard_update = client_update(model, release.images, release.labels, **how)  # type: ignore[arg-type]
+    soft_update = client_update(model, release.images, shares, **how)  # type: ignore[arg-type]
+    for name, value in hard_update.values.items():
+        torch.testing.assert_close(soft_update.values[name], value)
+
+
+def test_a_victim_learns_the_shares_and_not_the_label() -> None:
+    """Every image is said to be of class 0, while its shares name the class that it shows."""
+    release = bright(48)
+    shares = nn.functional.one_hot(release.labels, 3).float()
+    lied = replace(release, labels=torch.zeros_like(release.labels), soft_labels=shares)
+    trained = train(begin(), lied, replace(SMALL, epochs=20), generator(0))
+    assert accuracy(trained, release.images, release.labels) > 0.9
+
+
+@pytest.mark.parametrize(("shares", "words"), [
+    (torch.full((3, 4), 0.25), r"\[4, at most 3\]"), (torch.full((4, 4), 0.25), "at most 3"),
+    (torch.full((4, 3), 0.5), "sum to 1"), (torch.tensor([[1.5, -0.5, 0.0]] * 4), "from 0 upwards")])
+def test_shares_that_are_none_are_refused(shares: Tensor, words: str) -> None:
+    release = replace(bright(4), soft_labels=shares)
+    images = Images(release.images, release.labels, torch.arange(4))
+    with pytest.raises(ContractError, match=words):
+        check_release(release, Split(images, images, images, 3), 4)
