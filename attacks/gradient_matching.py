@@ -16,7 +16,6 @@ from ppbench.attack import Attack, Priors, Reconstruction
 from ppbench.attacks._closed_form import vit_inputs
 from ppbench.attacks._labels import infer_labels
 from ppbench.codec import Tensors
-from ppbench.data import Shape
 from ppbench.defense import resize
 from ppbench.errors import NotApplicable
 from ppbench.seeding import spawn
@@ -75,6 +74,7 @@ class GradientMatching(Attack):
 
     requires = frozenset({"model", "gradients", "public", "algorithm"})
     default_threat = "federated-server"
+    ceiling = 0.9
     steps: int = 200
     learning_rate: float = 0.1
     tv: float = 0.003
@@ -100,23 +100,26 @@ class GradientMatching(Attack):
             replace_all_batch_norm_modules_(net)  # running statistics written in place do not batch
         scale = 1 if update.local_steps == 1 else update.learning_rate * update.local_steps
         like = _like_released(view, rng)
-        found, notes = [], []
+        found, notes, objective = [], [], []
         for size, rows in _equal_batches(view.n_targets, update.batch):
             target = {name: value[rows] / scale for name, value in update.values.items()}
             labels = (torch.stack(view.labels.split(update.batch)[rows]) if "labels" in view.granted
                       else infer_labels(net, target, size, view.classes, like))
-            images, note = self._solve(Problem(net, target, labels), view.released_shape, like, rng)
+            problem = Problem(net, target, labels)
+            starts = self._starts((self.restarts, *labels.shape, *view.released_shape), like, rng)
+            images, note = self._solve(problem, starts)
             found.append(images.flatten(0, 1))
             notes.append(note)
+            objective.append(torch.stack([_distances(problem, starts[0]), _distances(problem, images)]))
         single = update.batch == 1
         notes.append("labels given" if "labels" in view.granted else "labels inferred")
         return Reconstruction(torch.cat(found), aligned=single, of="released", within=None if single else update.batch,
-                              note="; ".join(dict.fromkeys(notes)))
+                              note="; ".join(dict.fromkeys(notes)), objective=torch.cat(objective, 1))
 
-    def _solve(self, problem: Problem, shape: Shape, like: Tensor, rng: torch.Generator) -> tuple[Tensor, str]:
+    def _solve(self, problem: Problem, starts: Tensor) -> tuple[Tensor, str]:
         """Return images `[batches, size, c, h, w]`, and how they were found."""
         batches, size = problem.labels.shape
-        starts = self._starts((self.restarts, batches, size, *shape), like, rng)
+        shape = (starts.shape[-3], starts.shape[-2], starts.shape[-1])
         exact = vit_inputs(problem.net, problem.target, shape) if self.closed_form and size == 1 else None
         if exact is None:
             return self._matched(problem, starts)

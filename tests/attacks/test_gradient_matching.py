@@ -254,3 +254,10 @@ def test_an_update_of_zeros_gives_finite_images() -> None:
 def test_nonsense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         GradientMatching(**wrong)
+
+
+def test_the_objective_is_told_from_start_to_end() -> None:
+    view, _ = attacked(targets=5, batch=2)
+    found = run(QUICK, view)
+    assert found.objective.shape == (2, 3)
+    assert (found.objective[1] < found.objective[0]).all()
