@@ -15,9 +15,9 @@ from ppbench import codec, victim
 from ppbench.attack import Attack, Prior, Reconstruction, TrainingAttack, check_reconstruction
 from ppbench.calibrate import BlindGuess, Guesses
 from ppbench.codec import Tensors
-from ppbench.data import Dataset, Split, SplitSizes, split
+from ppbench.data import Dataset, Images, Split, SplitSizes, split
 from ppbench.defense import Defense, Keys, PerImageDefense, Release, draw_keys, keys_for_more
-from ppbench.errors import ContractError, UserError
+from ppbench.errors import ContractError, NotApplicable, UserError
 from ppbench.judge import train_judge
 from ppbench.model import Model, Update
 from ppbench.plugins import build, class_at
@@ -199,12 +199,13 @@ def make_update(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) ->
 
 
 def make_pairs(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
-    """Protect public images with the victim's key."""
+    """Protect public images with the victim's key; a defense whose release has no partners gives no pairs."""
     images, keys = inputs.load(Split, "split"), inputs.load(Keyring, "keys")
     wanted = _threat(params).pairs
     count = len(images.public) if wanted == "all" else min(wanted, len(images.public))
-    plain = images.public.pixels[:count]
-    return Made(Pairs(plain, _with_victims_key(plain, keys, params, rng)))
+    count = count if _defense(params).partnered else 0
+    plain = images.public[:count]
+    return Made(Pairs(plain.pixels, _with_victims_key(plain, keys, params, rng)))
 
 
 def make_queries(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
@@ -221,9 +222,17 @@ def make_queries(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -
 
 
 def make_answers(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
-    """Protect the adversary's chosen images with the victim's key."""
-    queries, keys = inputs.load(Table, "queries").values["queries"], inputs.load(Keyring, "keys")
-    return Made(Table({"answers": _with_victims_key(queries, keys, params, rng)}))
+    """Protect the adversary's chosen images with the victim's key.
+
+    Raises:
+        NotApplicable: the defense releases no image for an image.
+    """
+    if not _defense(params).partnered:
+        raise NotApplicable(f"{params['defense']['name']} releases no image of its own for an image: there is nothing "
+                            "to ask an oracle")
+    pixels, keys = inputs.load(Table, "queries").values["queries"], inputs.load(Keyring, "keys")
+    rows = torch.arange(len(pixels))
+    return Made(Table({"answers": _with_victims_key(Images(pixels, rows * 0, rows), keys, params, rng)}))
 
 
 def make_view(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
@@ -360,12 +369,14 @@ def _keys_of_release(keys: Keys | None, release: Release) -> Keys | None:
     return keys[release.source] if keys is not None and release.source is not None else None
 
 
-def _with_victims_key(images: Tensor, keys: Keyring, params: dict[str, Any], rng: torch.Generator) -> Tensor:
-    defense, shape = _defense(params), (images.shape[1], images.shape[2], images.shape[3])
-    mine = keys_for_more(defense, keys.private, params["key_scope"], len(images), shape, spawn(rng),
+def _with_victims_key(images: Images, keys: Keyring, params: dict[str, Any], rng: torch.Generator) -> Tensor:
+    """Protect images as the victim's own were, row by row."""
+    defense = _defense(params)
+    if not len(images):
+        return images.pixels
+    mine = keys_for_more(defense, keys.private, params["key_scope"], len(images), images.shape, spawn(rng),
                          params["clients"])
-    answered = defense.query(images, mine, spawn(rng))
-    return codec.to_bytes8(answered) if params["quantise"] == 8 else answered
+    return quantised(defense.protect(images, mine, spawn(rng)), params["quantise"]).images
 
 
 def _checked_state(state: Tensors, before: Tensors) -> Tensors:

@@ -53,7 +53,8 @@ class Algorithm:
 class Pairs:
     """Plain images `[k, C, H, W]` and the same ones protected with the victim's key.
 
-    Where every client has a key of its own, pair i is protected with that of client i modulo their number.
+    Where every client has a key of its own, pair i is protected with that of client i modulo their number. There are
+    none (k = 0) where the release has no partners.
     """
 
     plain: Tensor

@@ -354,6 +354,7 @@ def test_a_release_without_partners_is_scored_as_a_set(tiny_npz: Path, tmp_path:
     file = plugin(tmp_path, """
 class Synthetic(Defense):
     "Release noise, of which nobody knows whom it stands for."
+    partnered = False
     def protect(self, private, keys, rng):
         return Release(torch.rand(private.pixels.shape, generator=rng), private.labels, None)
 """, "synthetic.py")
@@ -429,3 +430,43 @@ def test_the_victims_own_code_is_part_of_the_plan(tiny_npz: Path, tmp_path: Path
         plan = tiny_plan(tiny_npz, ["none"], ["blind"], victim={"model": "tiny_nets_of_mine:small"})
         prints.append(plan.fingerprint(plan.cells[0]))
     assert prints[0] != prints[1]
+
+
+MIXES = """
+@dataclass(frozen=True)
+class Darker(PerImageDefense):
+    "Send training images darker, and test images as they are."
+    def encrypt(self, images, key, rng):
+        return images / 2
+    def query(self, images, keys, rng):
+        return images
+"""
+PAIRS = """
+@dataclass(frozen=True)
+class LooksAtPairs(Attack):
+    requires = frozenset({"pairs", "oracle", "public"})
+    default_threat = "full-knowledge"
+    def queries(self, view):
+        return view.public.pixels[:2]
+    def run(self, view, priors, rng):
+        found = torch.rand(view.n_targets, *view.image_shape, generator=rng)
+        return Reconstruction(found, note=f"{len(view.pairs.plain)} pairs "
+                              f"{(view.pairs.protected - view.pairs.plain / 2).abs().max():.2f} "
+                              f"{(view.answers - view.public.pixels[:2] / 2).abs().max():.2f}")
+"""
+
+
+def test_pairs_and_answers_are_protected_like_private_images_not_like_queries(tiny_npz: Path, tmp_path: Path) -> None:
+    files = plugin(tmp_path, MIXES, "mixes.py"), plugin(tmp_path, PAIRS)
+    result, _ = tiny_run(tiny_plan(tiny_npz, [f"{files[0]}:Darker"], [f"{files[1]}:LooksAtPairs"]), tmp_path)
+    assert result.rows[0].get("reason", "") == ""
+    assert result.rows[0]["note"] == "16 pairs 0.00 0.00"
+
+
+def test_a_release_without_partners_has_no_pairs_and_no_oracle(tiny_npz: Path, tmp_path: Path) -> None:
+    file = plugin(tmp_path, PAIRS)
+    plan = tiny_plan(tiny_npz, [], ["key-holder", f"{file}:LooksAtPairs"],
+                     defense=[{"use": "bn-synthesis", "steps": 1, "teacher_epochs": 1}])
+    result, _ = tiny_run(plan, tmp_path)
+    assert [row["status"] for row in result.rows] == ["ok", "not-applicable"]
+    assert "nothing to ask an oracle" in result.rows[1]["reason"]
