@@ -9,7 +9,7 @@ from ppbench.attack import Attack, Priors, Reconstruction
 from ppbench.attacks._assemble import Grid, Search, assemble
 from ppbench.attacks._seams import combo
 from ppbench.blocks import cut, join, permute_rows
-from ppbench.defense import resize
+from ppbench.defense import Pieces, resize
 from ppbench.view import View
 
 _CHUNK = 2**23  # cost entries and places of boards held at a time; the results of a run depend on it
@@ -51,8 +51,7 @@ class Jigsaw(Attack):
         boards = self._solve_each(blocks, grid, rng) if keys is None else \
             self._solve_keys(cut(view.release.images, pieces.size), keys, view.target_rows, grid, rng)
         solved = join(permute_rows(blocks, boards.flatten(1)), view.released_shape)
-        note = "" if pieces.pixels == "kept" else "pixels inside pieces are shuffled: seams carry nothing"
-        return Reconstruction(resize(solved, view.image_shape), aligned=view.has_partner, note=note)
+        return Reconstruction(resize(solved, view.image_shape), aligned=view.has_partner, note=_note(pieces))
 
     def _solve_each(self, blocks: Tensor, grid: Grid, rng: torch.Generator) -> Tensor:
         """Solve every image on its own: `[N, H, W]` boards."""
@@ -89,3 +88,12 @@ def _keys(view: View) -> Tensor | None:
     if view.algorithm.key_scope == "global":
         return torch.zeros(len(view.release), dtype=torch.int64)
     return view.release.clients
+
+
+def _note(pieces: Pieces) -> str:
+    """Say what of the cipher the solver does not undo."""
+    if pieces.pixels != "kept":
+        return "pixels inside pieces are shuffled: seams carry nothing"
+    changes = {"turned": pieces.turned, "negated": pieces.negated, "recoloured": pieces.recoloured}
+    names = [name for name, done in changes.items() if done]
+    return f"pieces may be {', '.join(names)}: taken as they are" if names else ""

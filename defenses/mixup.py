@@ -1,8 +1,10 @@
-"""Mix-up of sub-patches ("MI"): every patch averaged over its quarters.
+"""Mix-up: of sub-patches ("MI"), every patch averaged over its quarters, or of several whole images.
 
-Source: Hao et al., "Human-imperceptible, machine-recognizable images", IJCAI 2023 (arXiv 2306.03679).
+Sources: Hao et al., "Human-imperceptible, machine-recognizable images", IJCAI 2023 (arXiv 2306.03679); Zhang, Cisse,
+Dauphin & Lopez-Paz, "mixup: Beyond empirical risk minimization", ICLR 2018 (arXiv 1710.09412).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,27 +12,65 @@ from torch import Tensor
 
 from ppbench.blocks import check_divides, cut, join
 from ppbench.codec import Tensors
-from ppbench.data import Shape
-from ppbench.defense import Keys, PerImageDefense, resize
+from ppbench.data import Images, Shape
+from ppbench.defense import Keys, PerImageDefense, Release, resize
+from ppbench.defenses._mixing import Mixture, dirichlet_shares, members
 from ppbench.errors import UserError
 from ppbench.model import Model, vit_patch
 
 
 @dataclass(frozen=True)
 class Mixup(PerImageDefense):
-    """Cut every patch into 2 x 2 sub-patches and release their average: half the side, order kept (Hao et al. 2023).
+    """Average the 2 x 2 sub-patches of every patch (Hao et al. 2023), or mix k whole images (Zhang et al. 2018).
+
+    Sub-patches (`images` = 1): half the side, the order of the patches kept.
+
+    Whole images (`images` >= 2): release i is a weighted sum of private image i and others of the set, drawn anew for
+    each; `soft_labels` are the shares by class. Image i has the largest share (in the paper any share), so that the two
+    are partners and every private image leads once. Mixing acts in training: test images are sent plain. There is no
+    key; who was mixed with whom is forgotten. A set of fewer images than `images` is mixed as a whole.
 
     Attributes:
-        patch: side of a patch in pixels, even (the paper: 16 at 224).
+        patch: side of a patch in pixels, even (the paper: 16 at 224); only for sub-patches.
+        images: how many whole images make up a release (the paper: 2); 1 = sub-patches.
+        alpha: of the Dirichlet distribution of the shares (two images: the paper's Beta(alpha, alpha); there 1 on
+            CIFAR-10): small = one image dominates, large = equal shares; only for whole images.
     """
 
     patch: int = 4
+    images: int = 1
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise ValueError(f"images is {self.images}; it must be at least 1")
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha is {self.alpha}; it must be a positive number")
+
+    @property
+    def _whole(self) -> bool:
+        return self.images > 1
 
     def check(self, shape: Shape) -> None:
         """Refuse patches that do not tile the image or cannot be halved."""
+        if self._whole:
+            return
         check_divides("patch", self.patch, shape)
         if self.patch % 2:
             raise UserError(f"patch={self.patch} cannot be cut into 2 x 2 sub-patches: choose an even side")
+
+    def protect(self, private: Images, keys: Keys | None, rng: torch.Generator) -> Release:
+        """Mix the sub-patches of every image, or every image with others."""
+        if not self._whole:
+            return super().protect(private, keys, rng)
+        count, size = len(private), min(self.images, len(private))
+        mixture = Mixture(members(count, size, rng), dirichlet_shares(count, size, self.alpha, rng))
+        return Release(mixture.mix(private.pixels), private.labels, torch.arange(count),
+                       soft_labels=mixture.soft_labels(private.labels))
+
+    def query(self, images: Tensor, keys: Keys | None, rng: torch.Generator) -> Tensor:
+        """Mix the sub-patches of test images; whole images are sent plain."""
+        return images if self._whole else super().query(images, keys, rng)
 
     def encrypt(self, images: Tensor, key: Tensors, rng: torch.Generator) -> Tensor:
         """Average the four sub-patches of every patch: `[N, C, H, W]` -> `[N, C, H/2, W/2]`."""
@@ -45,8 +85,8 @@ class Mixup(PerImageDefense):
         return resize(images, shape)
 
     def adapt(self, model: Model, keys: Keys | None) -> Model:
-        """Halve the image and patch side of a timm ViT, so that it sees one mixture a token."""
-        patch = vit_patch(model)
+        """Halve the image and patch side of a timm ViT, so that it sees one mixture a token (whole images: nothing)."""
+        patch = None if self._whole else vit_patch(model)
         if patch is None:
             return model
         size = model.kwargs["img_size"]

@@ -1,4 +1,4 @@
-"""Square blocks of images: cutting, joining and permuting them."""
+"""Square blocks of images: cutting, joining, permuting and turning them."""
 
 import torch
 from torch import Tensor
@@ -44,3 +44,29 @@ def permute_rows(values: Tensor, order: Tensor) -> Tensor:
 def permutations(count: int, length: int, rng: torch.Generator) -> Tensor:
     """Draw `count` uniform permutations of `length` items, `[count, length]`."""
     return torch.rand(count, length, generator=rng, dtype=torch.float64).argsort(1)
+
+
+def symmetries(size: int) -> Tensor:
+    """List the 8 states of a square block, `[8, size * size]`: the place that each pixel is taken from.
+
+    State s is s % 4 quarter turns anticlockwise, then, from state 4 on, mirrored left to right.
+    """
+    places = torch.arange(size * size).reshape(size, size)
+    turned = [places.rot90(quarters) for quarters in range(4)]
+    return torch.stack([state.flatten() for state in (*turned, *(state.fliplr() for state in turned))])
+
+
+def turn(blocks: Tensor, states: Tensor) -> Tensor:
+    """Bring every block of `[N, blocks, C, size, size]` into its state of `symmetries`, `[N, blocks]` in 0 to 7."""
+    return _take_pixels(blocks, symmetries(blocks.shape[-1])[states])
+
+
+def turn_back(blocks: Tensor, states: Tensor) -> Tensor:
+    """Undo `turn`."""
+    return _take_pixels(blocks, symmetries(blocks.shape[-1]).argsort(1)[states])
+
+
+def _take_pixels(blocks: Tensor, places: Tensor) -> Tensor:
+    """Take the pixels of every block from `places` `[N, blocks, size * size]`, in all channels alike."""
+    pixels = blocks.flatten(3)
+    return pixels.gather(3, places[:, :, None].expand_as(pixels)).reshape(blocks.shape)

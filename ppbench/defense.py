@@ -76,6 +76,7 @@ class Pieces:
         turned: every block is turned and mirrored its own way (8 states).
         negated: every block (or, where the pixels are not kept, every value) may be turned to its negative, 1 - v.
         recoloured: every block's colour channels are permuted its own way (6 states).
+        nibbles: all this happens to the high and low 4 bits of the 8-bit values, not to the values.
     """
 
     size: int
@@ -84,6 +85,7 @@ class Pieces:
     turned: bool = False
     negated: bool = False
     recoloured: bool = False
+    nibbles: bool = False
 
 
 class Defense(ABC):

@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from ppbench.blocks import check_divides, cut, join, permutations, permute_rows
+from ppbench.blocks import check_divides, cut, join, permutations, permute_rows, symmetries, turn, turn_back
 from ppbench.errors import UserError
 
 SIDES = st.integers(1, 4)
@@ -64,3 +65,30 @@ def test_the_refusal_lists_the_sides_that_do() -> None:
         check_divides("patch", 3, (3, 8, 12))
     for size in (1, 2, 4):
         check_divides("patch", size, (3, 8, 12))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 2), st.integers(1, 9), st.sampled_from([1, 3]), SIDES, st.integers(0, 2**32))
+def test_turn_rotates_and_mirrors_every_block_its_own_way(n: int, count: int, c: int, size: int, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    blocks = torch.rand(n, count, c, size, size, generator=rng)
+    states = torch.randint(8, (n, count), generator=rng)
+    out = turn(blocks, states)
+    for image in range(n):
+        for place in range(count):
+            state = int(states[image, place])
+            expected = np.rot90(blocks[image, place].numpy(), state % 4, axes=(1, 2))
+            np.testing.assert_array_equal(out[image, place], expected[:, :, ::-1] if state >= 4 else expected)
+    assert torch.equal(turn_back(out, states), blocks)
+
+
+def test_the_states_of_a_square_of_four() -> None:
+    a, b, c, d = range(4)  # a b over c d
+    assert symmetries(2).tolist() == [[a, b, c, d], [b, d, a, c], [d, c, b, a], [c, a, d, b],
+                                      [b, a, d, c], [d, b, c, a], [c, d, a, b], [a, c, b, d]]
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_the_eight_states_differ(size: int) -> None:
+    assert symmetries(size).shape == (8, size**2)
+    assert len(symmetries(size).unique(dim=0)) == 8

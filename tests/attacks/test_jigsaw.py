@@ -309,3 +309,12 @@ def test_cifar_is_restored(patch: int, least: float) -> None:
     grid = (32 // patch, 32 // patch)
     boards = assemble(costs, grid, generator(0))
     assert direct_score(boards, torch.arange(grid[0] * grid[1]).view(1, *grid)).mean() > least
+
+
+@pytest.mark.parametrize(("params", "words"), [
+    ({"preset": "etc"}, "turned, negated, recoloured"), ({"preset": "etc", "turn": False}, "may be negated, recol"),
+    ({"preset": "etc", "turn": False, "negative": "none", "colours": "none"}, "")])
+def test_what_is_not_undone_is_said(params: dict[str, object], words: str) -> None:
+    view = view_of(photos(2, 32, 32), Ref("defenses", "block-scrambling", {"block": 8, **params}), "image")
+    note = Jigsaw(restarts=4).run(view, {}, generator(0)).note
+    assert words in note if words else note == ""

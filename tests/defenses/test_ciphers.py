@@ -13,6 +13,7 @@ from ppbench.data import Images, Shape
 from ppbench.defense import Keys, PerImageDefense, draw_keys, keys_for_more
 from ppbench.defenses.block_scrambling import BlockScrambling
 from ppbench.defenses.patch_shuffle import PatchShuffle
+from ppbench.defenses.pixel_permutation import PixelPermutation
 from ppbench.errors import UserError
 from ppbench.seeding import generator
 
@@ -25,7 +26,24 @@ def block_scrambling(size: int) -> PerImageDefense:
     return BlockScrambling(block=size)
 
 
-CIPHERS = [patch_shuffle, block_scrambling]
+def own_pixels(size: int) -> PerImageDefense:
+    return BlockScrambling(block=size, pixels="own")
+
+
+def turned_blocks(size: int) -> PerImageDefense:
+    return BlockScrambling(preset="etc", block=size, negative="none")
+
+
+def whole_pixels(size: int) -> PerImageDefense:
+    return PixelPermutation()
+
+
+def single_values(size: int) -> PerImageDefense:
+    return PixelPermutation(channels="apart")
+
+
+OF_BLOCKS = [patch_shuffle, block_scrambling, own_pixels, turned_blocks]
+CIPHERS = [*OF_BLOCKS, whole_pixels, single_values]
 
 
 class Case(NamedTuple):
@@ -40,11 +58,11 @@ class Case(NamedTuple):
 
 
 @st.composite
-def cases(draw: st.DrawFn, least_images: int = 1) -> Case:
+def cases(draw: st.DrawFn, least_images: int = 1, makers: list[Any] = CIPHERS) -> Case:
     """Grey and colour, square or not, any block that tiles; one key each, one for all, or clients with one each."""
     size, rows, cols = (draw(st.integers(1, 4)) for _ in range(3))
     shape = (draw(st.sampled_from([1, 3])), rows * size, cols * size)
-    defense = draw(st.sampled_from(CIPHERS))(size)
+    defense = draw(st.sampled_from(makers))(size)
     n, rng = draw(st.integers(least_images, 4)), generator(draw(st.integers(0, 2**32)))
     scope: Any = draw(st.sampled_from([*defense.key_scopes, "owners"]))
     if scope == "owners":
@@ -138,8 +156,9 @@ def test_one_key_an_image_gives_each_an_order_of_its_own(make: Any) -> None:
     assert len(order.unique(dim=0)) == 4
 
 
-def test_only_block_scrambling_may_reuse_a_key() -> None:
+def test_how_far_a_key_may_be_reused() -> None:
     assert PatchShuffle.key_scopes == ("image",)
+    assert PixelPermutation.key_scopes == ("image", "client", "global")
     assert BlockScrambling.key_scopes == ("global", "client", "image")  # the first is the default: what the paper needs
 
 
@@ -156,7 +175,7 @@ def test_a_global_key_serves_further_images_and_image_keys_are_drawn_anew() -> N
         assert len(more.owner) == 5
 
 
-@pytest.mark.parametrize("make", CIPHERS)
+@pytest.mark.parametrize("make", OF_BLOCKS)
 @pytest.mark.parametrize(("size", "shape"), [(3, (3, 32, 32)), (5, (1, 10, 12)), (0, (1, 8, 8)), (64, (3, 32, 32))])
 def test_blocks_that_do_not_tile_are_refused(make: Any, size: int, shape: Shape) -> None:
     with pytest.raises(UserError, match=rf"={size} does not divide .*choose one of 1, "):
@@ -170,14 +189,45 @@ def test_the_shape_that_is_encrypted_passes_the_check(case: Case) -> None:
 
 
 @settings(deadline=None)
-@given(cases())
+@given(cases(makers=OF_BLOCKS))
 def test_the_published_pieces_are_true(case: Case) -> None:
     """A block of the release holds the values of one private block: in order where pixels are `kept`."""
     pieces = case.defense.pieces(case.private.shape)
     assert pieces is not None
     assert (pieces.size, pieces.moved) == (case.size, True)
     before, after = (cut(x, pieces.size).flatten(2) for x in (case.private.pixels, case.encrypted()))
-    if pieces.pixels == "shared":
+    if pieces.pixels != "kept" or pieces.turned:
         before, after = before.sort(2).values, after.sort(2).values
     for plain, released in zip(before.tolist(), after.tolist(), strict=True):
         assert sorted(plain) == sorted(released)
+
+
+@settings(deadline=None)
+@given(cases(makers=[whole_pixels, single_values]))
+def test_a_pixel_permutation_keeps_colours_together_unless_told_otherwise(case: Case) -> None:
+    plain, released = case.private.pixels.flatten(2), case.encrypted().flatten(2)
+    if case.defense == PixelPermutation():
+        for before, after in zip(plain, released, strict=True):
+            assert sorted(before.T.tolist()) == sorted(after.T.tolist())
+    assert case.defense.pieces(case.private.shape) is None
+
+
+def test_channels_apart_mix_the_colours() -> None:
+    red = torch.zeros(1, 3, 16, 16)
+    red[:, 0] = 1
+    for channels, mixed in (("together", False), ("apart", True)):
+        defense = PixelPermutation(channels=channels)  # type: ignore[arg-type]
+        out = defense.encrypt(red, defense.keys(1, (3, 16, 16), generator(0)), generator(1))
+        assert bool((out.sum((2, 3)) > 0).all()) == mixed
+
+
+def test_a_pixel_goes_where_the_order_says() -> None:
+    image = torch.tensor([[[[0.0, 0.1], [0.2, 0.3]]]])
+    order = torch.tensor([[2, 0, 3, 1]])
+    out = PixelPermutation().encrypt(image, {"order": order}, generator(0))
+    assert torch.equal(out, torch.tensor([[[[0.2, 0.0], [0.3, 0.1]]]]))
+
+
+def test_channels_must_be_together_or_apart() -> None:
+    with pytest.raises(ValueError, match="one of together, apart"):
+        PixelPermutation(channels="mixed")  # type: ignore[arg-type]
