@@ -1,0 +1,416 @@
+"""GAN inversion: its generator, what it compares, where it stops, and the whole on photos."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_plan, tiny_run
+from torch import Tensor
+
+from ppbench.attack import check_reconstruction
+from ppbench.attacks._gan import Generator, augmentation, held_out
+from ppbench.attacks._gan_nets import LARGEST, Design, DiscriminatorNet, EncoderNet, GeneratorNet, canvas
+from ppbench.attacks._latent_search import Search, Stop
+from ppbench.attacks._latent_signature import AsReleased, Blocks, Signature, Simulated, choose, distances, invariant
+from ppbench.attacks.gan_inversion import GanInversion, best_stop
+from ppbench.blocks import cut, join, permutations, permute_rows
+from ppbench.data import Images, Shape, SplitSizes, split
+from ppbench.datasets.photos import Photos
+from ppbench.defense import draw_keys
+from ppbench.errors import UserError
+from ppbench.metrics import ssim
+from ppbench.plugins import build
+from ppbench.ref import Ref
+from ppbench.seeding import generator, seeded
+from ppbench.stages import describe_prior
+from ppbench.view import Algorithm, Sealed, View, quantised
+
+NONE = Ref("defenses", "none")
+CIPHERS = [Ref("defenses", "patch-shuffle", {"patch": 4}), Ref("defenses", "block-scrambling", {"block": 4})]
+QUICK = GanInversion(steps=4, restarts=2, hold=3, prior_steps=3)
+
+
+def smooth(count: int, shape: Shape, seed: int = 0) -> Images:
+    """Smooth random images in 8 bit, of 2 classes: the second is dark."""
+    channels, height, width = shape
+    labels = torch.arange(count) % 2
+    coarse = torch.rand(count, channels, 4, 4, generator=generator(seed)) * (1 - 0.6 * labels[:, None, None, None])
+    pixels = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    return Images((pixels * 255).round() / 255, labels, torch.arange(count))
+
+
+def view_of(private: Images, public: Images, ref: Ref = NONE, targets: int = 3, granted: str = "labels") -> View:
+    """What ciphertext-only grants of images protected as the runner would."""
+    defense = build(ref)
+    scope = defense.key_scopes[0] if defense.key_scopes else None
+    keys = draw_keys(defense, scope, len(private), private.shape, generator(1))
+    release = quantised(defense.protect(private, keys, generator(2)), 8)
+    return View(Sealed(granted=frozenset({"images", "public", "algorithm", granted}), image_shape=private.shape,
+                       released_shape=release.shape, n_targets=targets, classes=2, labels=private.labels[:targets],
+                       release=release, target_rows=torch.arange(targets), public=public,
+                       algorithm=Algorithm(ref, scope, 8)))
+
+
+def toy(shape: Shape = (3, 16, 16), ref: Ref = NONE, **more: Any) -> View:
+    return view_of(smooth(6, shape, 1), smooth(32, shape), ref, **more)
+
+
+def trained(attack: GanInversion, view: View) -> dict[str, dict[str, Tensor]]:
+    return {name: prior.train(view.only(prior.needs), generator(5)) for name, prior in attack.priors(view).items()}
+
+
+@pytest.fixture(scope="module")
+def priors() -> dict[str, dict[str, Tensor]]:
+    """A hardly trained generator of 16 x 16 colour images."""
+    return trained(QUICK, toy())
+
+
+# The networks
+
+
+@pytest.mark.parametrize(("shape", "size", "doublings"), [
+    ((3, 32, 32), (32, 32), 3), ((1, 28, 28), (28, 28), 2), ((3, 16, 40), (16, 40), 2), ((3, 30, 45), (32, 48), 2),
+    ((1, 1, 5), (2, 6), 1), ((3, 11, 13), (12, 14), 1), ((3, 218, 178), (64, 56), 3), ((3, 224, 224), (64, 64), 4)])
+def test_canvas_covers_the_image_and_no_more_than_it_must(shape: Shape, size: tuple[int, int], doublings: int) -> None:
+    found = canvas(shape)
+    assert found.doublings == doublings
+    assert found.size == size
+    assert max(found.inner) <= LARGEST
+    assert all(0 <= a - b < 2**doublings for a, b in zip(found.size, found.inner, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 16, 40), (3, 11, 13), (1, 7, 9), (3, 70, 90)])
+def test_networks_fit_any_shape(shape: Shape) -> None:
+    design = Design(shape, 3, 8, 4)
+    with seeded(0):
+        nets = GeneratorNet(design), EncoderNet(design), DiscriminatorNet(design)
+    images = nets[0](torch.randn(2, 8, generator=generator(0)))
+    assert images.shape == (2, *shape)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert [part.shape for part in nets[1](images)] == [(2, 8), (2, 8)]
+    assert nets[2](images, torch.tensor([0, 3]))[0].shape == (2,)
+
+
+def test_what_the_canvas_adds_it_takes_away() -> None:
+    images = torch.rand(2, 3, 30, 45, generator=generator(0))
+    assert canvas((3, 30, 45)).lay(images).shape == (2, 3, 32, 48)
+    assert torch.equal(canvas((3, 30, 45)).fit(canvas((3, 30, 45)).lay(images)), images)
+
+
+def test_entering_the_generator_at_any_level_gives_the_same_images() -> None:
+    with seeded(0):
+        net = GeneratorNet(Design((3, 30, 32), 2, 8, 4))
+    codes = torch.randn(3, 8, generator=generator(0))
+    values: tuple[Tensor, ...] = (net.enter(codes),)
+    for level in range(1, net.levels):
+        torch.testing.assert_close(net.finish(values, level), net(codes))
+        values = net.advance(values, level)
+    torch.testing.assert_close(net.finish(values, net.levels), net(codes))
+
+
+def test_augmentation_is_one_per_image_and_differentiable() -> None:
+    images = torch.rand(1, 3, 12, 20, generator=generator(0)).expand(6, -1, -1, -1).clone().requires_grad_()
+    augment = augmentation(6, Design((3, 12, 20), 1, 4, 4), generator(1))
+    seen = augment(images)
+    assert seen.shape == images.shape
+    assert all((a - b).abs().max() > 0.01 for a, b in itertools.combinations(seen, 2))
+    torch.testing.assert_close(augment(images), seen)  # drawn once: real and generated images get the same
+    seen.sum().backward()
+    assert images.grad is not None
+    assert all(grad.any() for grad in images.grad)
+
+
+# The prior
+
+
+def test_training_repeats_and_leaves_the_global_state_alone(priors: dict[str, dict[str, Tensor]]) -> None:
+    before = torch.random.get_rng_state()
+    again = trained(QUICK, toy())["generator"]
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert again.keys() == priors["generator"].keys()
+    assert all(torch.equal(again[name], value) for name, value in priors["generator"].items())
+    assert all(value.isfinite().all() for value in again.values())
+
+
+def test_held_out_images_are_not_learnt_from() -> None:
+    view = toy()
+    mask = held_out(view.public)
+    assert mask.sum() == 4
+    changed = Images(view.public.pixels.clone(), view.public.labels, view.public.ids)
+    changed.pixels[mask] = 0.5
+    prior = Generator(steps=2)
+    first, second = (prior.train(View(replace(view.sealed, public=public)), generator(0))
+                     for public in (view.public, changed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    changed.pixels[~mask] = 0.5
+    third = prior.train(View(replace(view.sealed, public=changed)), generator(0))
+    assert not all(torch.equal(first[name], third[name]) for name in first)
+
+
+def test_the_generator_is_shared_by_all_defenses_and_threat_models() -> None:
+    images = smooth(6, (3, 16, 16), 1)
+    described = []
+    for ref, granted in itertools.product([NONE, Ref("defenses", "mixup"), *CIPHERS], ["labels", "images"]):
+        view = view_of(images, smooth(32, (3, 16, 16)), ref, granted=granted)
+        (prior,) = GanInversion().priors(view).values()
+        described.append(describe_prior(prior, view))
+    assert all(one == described[0] for one in described)
+    assert described[0]["class"].endswith("_gan:Generator")
+
+
+def test_a_short_training_beats_an_untrained_generator() -> None:
+    public = smooth(64, (3, 16, 16))
+    view, fresh = view_of(public, public), smooth(16, (3, 16, 16), 3)
+    errors = []
+    for steps in (1, 60):
+        prior = Generator(steps=steps, width=8, latent=16)
+        nets = prior.load(view, prior.train(view, generator(0)))
+        with torch.no_grad():
+            errors.append((nets.generator(nets.encoder(fresh.pixels)[0]) - fresh.pixels).square().mean())
+        samples = prior.sample(nets, torch.tensor([0, 1]).repeat(20), generator(1))
+    assert errors[1] < 0.5 * errors[0]
+    assert samples[0::2].mean() > samples[1::2].mean() + 0.1  # the second class is dark
+
+
+# Signatures
+
+
+def released(ref: Ref, images: Images, seed: int = 7) -> Tensor:
+    defense = build(ref)
+    scope = defense.key_scopes[0] if defense.key_scopes else None
+    return Algorithm(ref, scope, 8).protect(images, generator(seed)).images
+
+
+@pytest.mark.parametrize(("ref", "expected"), [
+    (NONE, Simulated), (Ref("defenses", "mixup"), Simulated), (Ref("defenses", "constant"), Simulated),
+    (CIPHERS[0], Blocks(4, True, "kept", "none")), (CIPHERS[1], Blocks(4, True, "all", "none"))])
+def test_the_signature_chosen_holds_under_any_key(ref: Ref, expected: Any) -> None:
+    images = smooth(5, (3, 16, 16))
+    scope = next(iter(build(ref).key_scopes), None)
+    seen = released(ref, images)
+    signature = choose(Algorithm(ref, scope, 8), smooth(8, (3, 16, 16), 2), tuple(seen.shape[1:]), generator(3))
+    assert signature == expected or (isinstance(expected, type) and isinstance(signature, expected))
+    for seed in (7, 8):
+        own = distances(signature.of_plain(images.pixels), signature.of_released(released(ref, images, seed)))
+        assert own.max() < 1e-5
+    if ref.name != "constant":
+        other = distances(signature.of_plain(images.pixels), signature.of_released(seen.roll(1, 0)))
+        assert other.min() > 1e-4
+
+
+def scrambled(images: Tensor, moved: bool, pixels: str, negated: str, rng: torch.Generator) -> Tensor:
+    """A cipher written out on its own: blocks of 4 px moved, pixels shuffled, values negated."""
+    blocks = cut(images, 4)
+    n, count, c, s, _ = blocks.shape
+    if moved:
+        blocks = permute_rows(blocks, permutations(n, count, rng))
+    flat = blocks.flatten(3)
+    if pixels == "in channels":
+        order = permutations(n * count, s * s, rng).reshape(n, count, 1, s * s).expand_as(flat)
+        flat = flat.gather(3, order)
+    elif pixels == "all":
+        order = permutations(n * count, c * s * s, rng).reshape(n, count, -1)
+        flat = flat.flatten(2).gather(2, order).reshape(flat.shape)
+    if negated == "block":
+        flat = torch.where(torch.rand(n, count, 1, 1, generator=rng) < 0.5, flat, 1 - flat)
+    elif negated == "value":
+        flat = torch.where(torch.rand(flat.shape, generator=rng) < 0.5, flat, 1 - flat)
+    return join(flat.reshape(blocks.shape), (c, images.shape[2], images.shape[3]))
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize(("pixels", "order"), [("kept", "kept"), ("in channels", "by channel"), ("all", "all")])
+@pytest.mark.parametrize(("negated", "fold"), [("never", "none"), ("block", "block"), ("value", "value")])
+def test_signatures_undo_what_they_say_and_nothing_less(moved: bool, pixels: str, order: Any, negated: str,
+                                                        fold: Any) -> None:
+    images = torch.rand(4, 3, 16, 16, generator=generator(0))
+    seen = scrambled(images, moved, pixels, negated, generator(1))
+    assert invariant(Blocks(4, moved, order, fold), images, seen)
+    if moved:
+        assert not invariant(Blocks(4, False, order, fold), images, seen)
+    if order != "kept":
+        assert not invariant(Blocks(4, moved, "kept", fold), images, seen)
+    if fold != "none":
+        assert not invariant(Blocks(4, moved, order, "none"), images, seen)
+
+
+@pytest.mark.parametrize("signature", [
+    AsReleased((3, 8, 8)), Simulated(build(Ref("defenses", "mixup")), 8), Blocks(4, True, "kept", "none"),
+    Blocks(4, True, "all", "block"), Blocks(0, False, "by channel", "value"), Blocks(1, True, "kept", "none")])
+def test_signatures_have_derivatives(signature: Signature) -> None:
+    images = torch.rand(2, 3, 16, 16, generator=generator(0), requires_grad=True)
+    signature.of_plain(images).square().sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().amax((1, 2, 3)).min() > 0
+
+
+def test_a_set_of_blocks_tells_different_sets_apart_by_how_far_they_lie() -> None:
+    images = torch.rand(1, 3, 16, 16, generator=generator(0))
+    signature = Blocks(4, True, "kept", "none")
+    steps = [distances(signature.of_plain(images), signature.of_plain(images * (1 - d))) for d in (0.0, 0.1, 0.2, 0.4)]
+    assert steps[0] == 0
+    assert steps[1] < steps[2] < steps[3]
+
+
+def test_a_defense_without_derivative_is_searched_straight_through() -> None:
+    images = torch.rand(2, 3, 16, 16, generator=generator(0), requires_grad=True)
+    signature = Simulated(build(Ref("defenses", "constant")), 8)
+    wanted = signature.of_released(torch.full((2, 3, 16, 16), 128 / 255))
+    distance = distances(signature.of_plain(images), wanted)
+    assert torch.equal(distance, torch.zeros(2))  # also the 8-bit rounding is foreseen: nothing to be gained
+    distance.sum().backward()
+    assert images.grad is not None
+    assert not images.grad.any()
+
+
+# The search
+
+
+def search_for(priors: dict[str, dict[str, Tensor]], code: Tensor) -> Search:
+    """A search for images that the generator can draw."""
+    view = toy()
+    nets = Generator(steps=3).load(view, priors["generator"])
+    signature = Simulated(build(NONE), 0)
+    return Search(nets.generator, signature, signature.of_released(nets.generator(code)), torch.zeros(len(code)).long())
+
+
+def test_codes_are_found_again(priors: dict[str, dict[str, Tensor]]) -> None:
+    code = torch.randn(2, 64, generator=generator(0))
+    search = search_for(priors, code)
+    bank = code + 0.5 * torch.randn(2, 64, generator=generator(1))
+    starts = search.begin(bank, torch.zeros(2).long(), bank.flip(0), 2)
+    torch.testing.assert_close(starts[0], bank)  # each image starts from the code nearest to its own
+    search.codes(starts, 60, 0.1)
+    objective = {stop.name: stop.objective.mean() for stop in search.stops}
+    assert objective["codes"] < 0.1 * objective["best start"]
+    assert [stop.points for stop in search.stops] == sorted(stop.points for stop in search.stops)
+    assert search.stops[-1].points == len(search.trace)
+
+
+def test_features_explain_what_no_code_does(priors: dict[str, dict[str, Tensor]]) -> None:
+    search = search_for(priors, torch.zeros(2, 64))
+    search.wanted = search.signature.of_released(torch.rand(2, 3, 16, 16, generator=generator(0)))
+    search.stop("start", search.draw(torch.zeros(2, 64)))
+    search.features(torch.zeros(2, 64), 60, 0.05)
+    reached = [float(stop.objective.mean()) for stop in search.stops if "half" not in stop.name]
+    assert reached == sorted(reached, reverse=True)
+    assert reached[-1] < 0.3 * reached[0]
+
+
+def test_images_are_searched_for_each_on_its_own(priors: dict[str, dict[str, Tensor]],
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    code = torch.randn(3, 64, generator=generator(0))
+
+    def found(rows: slice) -> Tensor:
+        search = search_for(priors, code[rows])
+        search.stop("start", search.draw(0 * code[rows]))
+        search.features(search.codes(0 * code[rows][None], 6, 0.1), 6, 0.03)
+        return search.stops[-1].images
+
+    together = found(slice(3))
+    torch.testing.assert_close(found(slice(1, 2)), together[1:2], atol=1e-4, rtol=0)
+    monkeypatch.setattr("ppbench.attacks._latent_search.AT_ONCE", 1)
+    torch.testing.assert_close(found(slice(3)), together, atol=1e-4, rtol=0)
+
+
+def test_the_stop_is_chosen_on_the_last_images_alone() -> None:
+    truth = torch.rand(2, 3, 16, 16, generator=generator(0))
+    targets = torch.rand(3, 3, 16, 16, generator=generator(1))
+
+    def stop(name: str, noise: float) -> Stop:
+        near = (truth + noise * torch.randn(truth.shape, generator=generator(2))).clamp(0, 1)
+        return Stop(name, torch.cat([targets * noise, near]), torch.full((5,), noise), 1)
+
+    stops = [stop("far", 0.5), stop("near", 0.05), stop("overdone", 0.2)]
+    assert best_stop(stops, truth).name == "near"
+    assert best_stop(stops, truth[:0]).name == "overdone"
+    small = [Stop(s.name, s.images[..., :4, :4], s.objective, 1) for s in stops]  # too small for SSIM's window
+    assert best_stop(small, truth[..., :4, :4]).name == "near"
+
+
+# The attack
+
+
+@pytest.mark.parametrize(("shape", "ref"), [
+    ((3, 16, 16), NONE), ((1, 13, 11), NONE), ((3, 12, 20), Ref("defenses", "mixup")), ((1, 8, 8), CIPHERS[0]),
+    ((3, 16, 12), CIPHERS[1]), ((3, 16, 16), Ref("defenses", "constant"))])
+@pytest.mark.parametrize("granted", ["labels", "images"])
+def test_contract(shape: Shape, ref: Ref, granted: str) -> None:
+    view = toy(shape, ref, granted=granted)
+    attack = replace(QUICK, steps=2)
+    before = torch.random.get_rng_state()
+    found = attack.run(view, trained(attack, view), generator(0))
+    assert torch.equal(before, torch.random.get_rng_state())
+    check_reconstruction(found, view)
+    assert found.aligned
+    assert found.objective is not None
+    assert found.objective.shape[1] == view.n_targets
+    assert not found.images.requires_grad
+
+
+def test_the_same_generator_state_gives_the_same_images(priors: dict[str, dict[str, Tensor]]) -> None:
+    first, second = (QUICK.run(toy(), priors, generator(3)) for _ in range(2))
+    assert torch.equal(first.images, second.images)
+    assert first.note == second.note
+
+
+def test_one_target_and_few_public_images() -> None:
+    attack = replace(QUICK, steps=2)
+    view = view_of(smooth(2, (3, 16, 16), 1), smooth(5, (3, 16, 16)), targets=1)
+    found = attack.run(view, trained(attack, view), generator(0))
+    check_reconstruction(found, view)
+    assert "not tried out" in found.note  # five images are too few to keep one from training
+
+
+def test_a_release_without_partners_is_projected_and_not_run_again(priors: dict[str, dict[str, Tensor]]) -> None:
+    view = toy()
+    ref = Ref("defenses", "bn-synthesis")
+    sealed = replace(view.sealed, algorithm=Algorithm(ref, None, 8), release=replace(view.release, source=None))
+    found = QUICK.run(View(sealed), priors, generator(0))
+    check_reconstruction(found, view)
+    assert not found.aligned
+    assert "as if it were plain" in found.note
+    assert "stopped at codes (not tried out)" in found.note
+
+
+def test_a_class_without_public_images_is_searched_all_the_same(priors: dict[str, dict[str, Tensor]]) -> None:
+    view = toy()
+    public = view.public[view.public.labels == 0]
+    found = QUICK.run(View(replace(view.sealed, public=public)), priors, generator(0))
+    check_reconstruction(found, view)
+
+
+@pytest.mark.parametrize("params", [{"steps": 0}, {"restarts": 0}, {"hold": -1}, {"code_rate": 0.0}, {"pull": -1.0},
+                                    {"prior_steps": 0}])
+def test_senseless_parameters_are_refused(params: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="must"):
+        build(Ref("attacks", "gan-inversion", params))
+
+
+@pytest.mark.slow
+def test_one_generator_serves_all_defenses_of_a_run(tiny_npz: Path, tmp_path: Path) -> None:
+    attack = {"use": "gan-inversion", "steps": 2, "prior_steps": 2}
+    _, seen = tiny_run(tiny_plan(tiny_npz, ["none", "patch-shuffle", "mixup"], [attack]), tmp_path / "run")
+    assert [row["status"] for row in seen.rows] == ["ok"] * 3
+    stored = [path.read_bytes() for path in (tmp_path / "run").glob("**/prior/**/*") if path.is_file()]
+    assert sum(b"encoder.head.weight" in content for content in stored) == 1  # beside the blind guesses of the floors
+
+
+@pytest.mark.slow
+def test_without_a_defense_it_beats_the_mean_image_by_far() -> None:
+    images = split(Photos().pools(32), SplitSizes(8, 120, 8), 0)
+    attack = GanInversion(prior_steps=40, steps=20, hold=4)
+    priors = None
+    for ref, least in ((NONE, 0.9), (Ref("defenses", "mixup"), 0.55)):
+        view = View(replace(view_of(images.private, images.public, ref, targets=8).sealed, classes=images.classes))
+        priors = priors or trained(attack, view)
+        found = attack.run(view, priors, generator(0))
+        score = ssim(found.images, images.private.pixels)
+        mean = ssim(images.public.pixels.mean(0).expand_as(found.images), images.private.pixels)
+        assert score.mean() > max(least, mean.mean() + 0.2)
+        assert found.objective is not None
+        assert found.objective[-1].mean() < 0.2 * found.objective[0].mean()
