@@ -24,7 +24,7 @@ def cut(images: Tensor, size: int) -> Tensor:
     """Cut images `[N, C, H, W]` into blocks `[N, blocks, C, size, size]`, row by row."""
     n, c, h, w = images.shape
     grid = images.reshape(n, c, h // size, size, w // size, size)
-    return grid.permute(0, 2, 4, 1, 3, 5).reshape(n, -1, c, size, size)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(n, (h // size) * (w // size), c, size, size)
 
 
 def join(blocks: Tensor, shape: Shape) -> Tensor:

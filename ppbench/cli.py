@@ -135,6 +135,33 @@ def list_(kind: str | None, as_json: bool) -> None:
                 click.echo(f"  {'':<18}   parameters: {params}")
 
 
+@cli.command()
+@click.argument("spec")
+@click.option("--kind", type=click.Choice(["attack", "defense"]), help="What SPEC names; found out where possible.")
+@click.option("--quick", is_flag=True, help="Leave out what needs processes of its own: the admission gate.")
+def check(spec: str, kind: str | None, quick: bool) -> None:
+    """Hold an attack or a defense to its contract: NAME or FILE.py:Class, with parameters as in `run`."""
+    from ppbench.conformance.subject import group_of
+
+    group = group_of(spec) if kind is None else "attacks" if kind == "attack" else "defenses"
+
+    from ppbench.testing import outcomes
+
+    checks = faults = 0
+    for outcome in outcomes(group, spec, quick):
+        if outcome.skipped:
+            click.echo(f"skip  {outcome.check}: {outcome.skipped}")
+            continue
+        checks, faults = checks + 1, faults + len(outcome.findings)
+        for finding in outcome.findings:
+            click.echo(f"FAIL  {outcome.check}: {' '.join(finding.split())}")
+        if not outcome.findings:
+            click.echo(f"ok    {outcome.check}")
+    click.echo(f"{checks} checks, {faults} {'finding' if faults == 1 else 'findings'}")
+    if faults:
+        sys.exit(1)
+
+
 @cli.group()
 def weights() -> None:
     """Trained weights that scores need."""

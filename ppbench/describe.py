@@ -35,12 +35,13 @@ def describe(group: str) -> list[Description]:
 
 def _describe(name: str, entry: EntryPoint) -> Description:
     try:
-        return _read_plugin(name, entry.module, entry.attr)
+        return read_plugin(name, entry.module, entry.attr)
     except (Exception, SystemExit) as error:
         return Description(name, problem=f"{entry.value}: {type(error).__name__}: {error}")
 
 
-def _read_plugin(name: str, module: str, attribute: str) -> Description:
+def read_plugin(name: str, module: str, attribute: str) -> Description:
+    """Read a class from its module's source, without importing either."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         return Description(name, problem=f"the module {module} does not exist")

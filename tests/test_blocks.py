@@ -92,3 +92,9 @@ def test_the_states_of_a_square_of_four() -> None:
 def test_the_eight_states_differ(size: int) -> None:
     assert symmetries(size).shape == (8, size**2)
     assert len(symmetries(size).unique(dim=0)) == 8
+
+
+def test_no_images_are_cut_and_joined() -> None:
+    none = torch.empty(0, 3, 8, 12)
+    assert cut(none, 4).shape == (0, 6, 3, 4, 4)
+    assert join(cut(none, 4), (3, 8, 12)).shape == none.shape

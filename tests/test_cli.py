@@ -65,11 +65,11 @@ def test_other_flags_go_to_another_folder(tmp_path: Path, tiny_npz: Path) -> Non
 
 def test_a_dry_run_lists_the_cells_and_writes_nothing(tmp_path: Path) -> None:
     text = run("run", "--dry-run", "--output", str(tmp_path / "runs"), "--threat", "ciphertext-only")
-    assert "36 cells" in text
+    assert "49 cells" in text
     assert "lacks key" in text
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("suite", ["photos"])
 def test_built_in_suites_are_found_by_name(suite: str, tmp_path: Path) -> None:
-    assert "36 cells" in run("run", suite, "--dry-run", "--output", str(tmp_path))
+    assert "49 cells" in run("run", suite, "--dry-run", "--output", str(tmp_path))

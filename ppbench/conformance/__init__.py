@@ -1,0 +1,1 @@
+"""What `ppbench check` and `ppbench.testing` hold a plug-in to: small checks, each of which names its fault."""

@@ -1,0 +1,76 @@
+"""The gate: an attack must beat the blind guess where nothing is hidden, or its failure elsewhere means nothing."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ppbench.conformance.attack_bench import AttackBench
+from ppbench.conformance.subject import Subject
+from ppbench.plan import Cell, make_plan
+from ppbench.results import Row
+from ppbench.runner import RunOptions, run
+from ppbench.suite import validate
+from ppbench.verdicts import METRICS, REFERENCE
+
+ZERO = 1e-6
+
+
+def admission(bench: AttackBench) -> Iterator[str]:
+    """Run one real cell on the defense `none`, in processes of its own, and read its row."""
+    with tempfile.TemporaryDirectory() as folder:
+        row = _row(bench.subject, Path(folder), ["ssim"])
+        clear = row["status"] != "ok" or bench.attack.role == "floor" or "same-output" in row["flags"].split()
+        if not clear and not _beats_floor(row):
+            row = _row(bench.subject, Path(folder), list(METRICS))  # trains a judge: only where SSIM does not do
+    yield from _verdict(row, bench.attack.role)
+
+
+def _verdict(row: Row, role: str) -> Iterator[str]:
+    if row["status"] != "ok":
+        yield f"on {REFERENCE!r} the cell ends as {row['status']} ({row['reason']}): let it run there"
+        return
+    if role == "floor":
+        if abs(row["leakage_ssim"]) > ZERO:
+            yield (f"its role is floor, but on {REFERENCE!r} its leakage is {row['leakage_ssim']:.3f}: return the "
+                   "blind guess")
+    elif "same-output" in row["flags"].split():
+        yield "it returns one image for all targets although their releases differ: use what it sees of each"
+    elif not _beats_floor(row):
+        lows = ", ".join(f"{row[low]:.3f} ({metric})" for metric in METRICS if row.get(low := _low(metric)) is not None)
+        yield (f"on {REFERENCE!r} it does not beat the blind guess: the 95 % interval of its leakage begins at {lows}: "
+               "make it work there first")
+
+
+def _beats_floor(row: Row) -> bool:
+    """Say whether the leakage by any metric is above 0 by more than its interval, as the run's own verdict does."""
+    lows = [row.get(_low(metric)) for metric in METRICS]
+    return any(low is not None and low > 0 for low in lows)  # NaN: no
+
+
+def _low(metric: str) -> str:
+    return f"leakage_{metric}_low"
+
+
+def _row(subject: Subject, folder: Path, groups: list[str]) -> Row:
+    tables: dict[str, Any] = {
+        "name": f"admission-{len(groups)}", "targets": 16, "victim": {"epochs": 2}, "score": {"groups": groups},
+        "dataset": [{"use": "photos", "private": 48, "public": 128, "test": 16}],
+        "defense": [{"use": REFERENCE}],
+        "attack": [{"use": subject.use, **subject.ref.params}],
+    }
+    plan = make_plan(validate(tables, "the admission gate"), folder)
+    return run(plan, RunOptions(folder / "runs", jobs=1), _Unseen()).rows[0]
+
+
+class _Unseen:
+    """Watches a run and says nothing."""
+
+    def begin(self, cells: int, kept: int) -> None:
+        """The run starts."""
+
+    def stage(self, kind: str, begins: bool) -> None:
+        """A stage begins or ends."""
+
+    def row(self, cell: Cell, row: Row, seconds: float) -> None:
+        """The cell became a row."""
