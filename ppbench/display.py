@@ -83,8 +83,11 @@ def print_matrix(rows: Sequence[Row], verdicts: Mapping[str, Verdict]) -> None:
                            if verdicts[row["cell"]].admissible == "no")
     for attack in broken:
         console.print(f"inadmissible: {attack}; its rows say nothing about a defense", soft_wrap=True)
-    for condition in dict.fromkeys(str(row["intervals_conditional_on"]) for row in rows if row["status"] == "ok"):
-        console.print(f"95 % intervals over targets, conditional on {condition}", soft_wrap=True)
+    conditions: dict[str, dict[str, None]] = {}
+    for row in rows:
+        conditions.setdefault(str(row["intervals_conditional_on"]), {})[str(row["defense"])] = None
+    for condition, defenses in conditions.items():
+        console.print(f"95 % intervals over targets, conditional on {condition}: {', '.join(defenses)}", soft_wrap=True)
 
 
 def _matrix(block: Sequence[Row], verdicts: Mapping[str, Verdict]) -> Table:

@@ -54,7 +54,7 @@ class Verdict:
 
     def ranks(self, metric: str) -> bool:
         """Say whether the row may be ranked, and be evidence, by a metric."""
-        return metric in self.by
+        return self.admissible == "yes" and metric in self.by
 
 
 def judge_rows(cells: Sequence[Cell], rows: Mapping[str, Row], scores: Scores) -> dict[str, Verdict]:

@@ -76,6 +76,7 @@ def test_yardsticks_are_not_ranked(plan: Plan) -> None:
     for name in ("blind", "key-holder"):
         assert verdicts["none", name].admissible == ""
         assert "yardstick" in verdicts["none", name].why
+        assert not verdicts["none", name].ranks("ssim")
 
 
 def test_without_none_the_run_cannot_tell(tiny_npz: Path) -> None:
