@@ -56,6 +56,8 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError:
             raise UserError(f"another run is working in {str(folder)!r}: wait for it, or choose another --name"
                             ) from None
+        for remains in folder.rglob(".*.tmp"):  # of a run that was killed
+            remains.unlink(missing_ok=True)
         yield
 
 

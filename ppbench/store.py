@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-_DATA, _META = "data.safetensors", "meta.json"
+_DATA, _META, _SCRATCH = "data.safetensors", "meta.json", "tmp"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Store:
     """A folder `<root>/<kind>/<key>/{meta.json, data.safetensors}`; safe for several writers at once."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()  # a plug-in may change the working folder
+        self._sweep()
         self._checked: dict[tuple[str, str], Artefact] = {}
 
     def find(self, kind: str, key: str) -> Artefact | None:
@@ -75,7 +76,7 @@ class Store:
             _sync(fresh / _DATA)
             final = self.root / kind / key
             final.parent.mkdir(parents=True, exist_ok=True)
-            with _one_at_a_time(final.parent):
+            with _locked(final.parent):
                 # Where another run published the same artefact in between, that one stays: it may be open.
                 if self.find(kind, key) is None:
                     with contextlib.suppress(FileNotFoundError):
@@ -89,22 +90,38 @@ class Store:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Yield an empty folder on the store's own file system; it is removed afterwards."""
-        parent = self.root / "tmp"
+        """Yield an empty folder on the store's own file system; it is removed afterwards.
+
+        Where the process is killed before that, the next one removes it.
+        """
+        parent = self.root / _SCRATCH
         parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=parent))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.ExitStack() as held:
+            with _locked(parent):
+                folder = Path(tempfile.mkdtemp(dir=parent))
+                held.enter_context(_locked(folder))
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove the scratch folders that nobody holds any more."""
+        parent = self.root / _SCRATCH
+        if not parent.is_dir():
+            return
+        with _locked(parent):
+            for folder in parent.iterdir():
+                with contextlib.suppress(OSError), _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
     """Hold a folder's lock between threads and processes; it falls with the process."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, how)
         yield
     finally:
         os.close(descriptor)

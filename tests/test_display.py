@@ -24,7 +24,8 @@ def test_every_cell_of_the_matrix_is_printed(capsys: Any) -> None:
     rows = [{**row, "cell": str(i)} for i, row in enumerate(rows)]
     print_matrix(rows, {row["cell"]: Verdict("yes", ("ssim",)) for row in rows})
     text = capsys.readouterr().out
-    for part in ("0.250", "0.750", "0.500", "n/a", "12%", "50.0%", "seed 1", '"size":64', "conditional on this seed: none"):
+    for part in ("0.250", "0.750", "0.500", "n/a", "12%", "50.0%", "seed 1", '"size":64',
+                 "conditional on this seed: none"):
         assert part in text
 
 

@@ -13,7 +13,7 @@ class Limits:
 
     Attributes:
         seconds: wall-clock time, then it ends as `timeout`.
-        memory_mib: resident memory, then it ends as `killed`.
+        memory_mib: memory of the job and all that it starts, without files and libraries; then it ends as `killed`.
         threads: of torch and BLAS.
     """
 

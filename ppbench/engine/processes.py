@@ -2,10 +2,14 @@
 
 import asyncio
 import contextlib
+import faulthandler
+import fcntl
+import io
 import json
 import math
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -15,15 +19,16 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from ppbench.engine.family import Family, end_children, lead
 from ppbench.engine.gate import Gate
 from ppbench.engine.job import Job, Outcome
 
 PRELOAD = ["ppbench.engine.preload"]
+SAFE_PATH = "PYTHONSAFEPATH"
 LOG_BYTES = 256 * 1024
 _BEGUN = b"begun"
-_POLL = 0.2  # seconds between looks at a job's memory
+_POLL = 0.2  # seconds between looks at a job's memory and log
+_MUTE = 97  # exit status of a job that could not report because its plug-in closed the pipe
 
 
 class Processes:
@@ -34,68 +39,86 @@ class Processes:
         self._gate = Gate(jobs)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
-        self._running: set[Any] = set()
+        self._running: set[Family] = set()
 
     async def run(self, job: Job) -> Outcome:
         """Run one job and wait for it."""
         async with self._gate.entered():
             receiver, sender = self._context.Pipe(duplex=False)
-            process = self._context.Process(target=serve, args=(job.dump(), sender), daemon=True)
-            with _without_main():
+            process: Any = self._context.Process(target=serve, args=(job.dump(), sender), daemon=True)
+            with _clean_start():
                 process.start()
             sender.close()
-            self._running.add(process)
+            family = Family(process.pid)
+            self._running.add(family)
             try:
-                return await asyncio.to_thread(_watch, process, receiver, job)
+                return await asyncio.to_thread(_watch, process, family, receiver, job)
             finally:
-                process.kill()
+                family.end()
+                process.kill()  # where it did not get as far as to lead a session
                 process.join()
                 receiver.close()
-                self._running.discard(process)
+                _bound(job.log)
+                self._running.discard(family)
 
     def close(self) -> None:
         """Kill what still runs."""
-        for process in list(self._running):
-            process.kill()
+        for family in list(self._running):
+            family.end()
 
 
 def serve(text: str, sender: Connection) -> None:
     """Run one job in a fresh process and send back what became of it, as JSON."""
     job = Job.load(text)
+    lead()
     _end_with_parent()
     _log_to(Path(job.log))
     from ppbench.engine.worker import execute
 
     sender.send_bytes(_BEGUN)
     outcome = execute(job)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sender.send_bytes(json.dumps(asdict(outcome)).encode())
-    sender.close()
+    end_children()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # the plug-in may have closed or replaced it
+            stream.flush()
+    try:
+        sender.send_bytes(json.dumps(asdict(outcome)).encode())
+    except OSError:
+        os._exit(_MUTE)
     os._exit(0)  # threads or exit handlers of a plug-in cannot hold the process
 
 
-def _watch(process: Any, receiver: Connection, job: Job) -> Outcome:
+def _watch(process: Any, family: Family, receiver: Connection, job: Job) -> Outcome:
     deadline = math.inf  # until the libraries are loaded and the job begins
+    open_ends: list[Any] = [receiver, process.sentinel]
     while True:
-        ready = wait([receiver, process.sentinel], timeout=_POLL)
+        ready = wait(open_ends, timeout=_POLL)
         _bound(job.log)
-        if receiver in ready or (ready and receiver.poll()):
+        if ready and receiver in open_ends:
             try:
-                message = receiver.recv_bytes()
-                if message == _BEGUN:
-                    deadline = time.monotonic() + job.limits.seconds
-                    continue
-                return Outcome(**json.loads(message))
-            except (EOFError, OSError, ValueError, TypeError):
-                return _ended(process)
+                message = receiver.recv_bytes() if receiver.poll() else b""
+            except (EOFError, OSError):  # it may have closed its end, and go on all the same
+                open_ends.remove(receiver)
+                continue
+            if message == _BEGUN:
+                deadline = time.monotonic() + job.limits.seconds
+                continue
+            if message:
+                return _read(message)
         if ready:
             return _ended(process)
         if time.monotonic() > deadline:
             return Outcome("timeout", f"ran past its limit of {job.limits.seconds:g} seconds: raise limits.seconds")
-        if (used := _memory_mib(process.pid)) > job.limits.memory_mib:
+        if (used := family.memory_mib(job.limits.memory_mib)) > job.limits.memory_mib:
             return Outcome("killed", f"used {used} MiB of memory, more than its limit of {job.limits.memory_mib}: "
                                      "raise limits.memory_mib")
+
+
+def _read(message: bytes) -> Outcome:
+    try:
+        return Outcome(**json.loads(message))
+    except (ValueError, TypeError):
+        return Outcome("failed", "something else than the result was written into the pipe by which it is returned")
 
 
 def _ended(process: Any) -> Outcome:
@@ -103,28 +126,27 @@ def _ended(process: Any) -> Outcome:
     code = process.exitcode
     if code is not None and code < 0:
         return Outcome("killed", f"the process was ended by signal {-code}"
-                                 + (" (out of memory?)" if code == -9 else ""))
+                                 + (" (out of memory?)" if code == -signal.SIGKILL else ""))
+    if code == _MUTE:
+        return Outcome("failed", "the plug-in closed the pipe by which its result is returned: it must close no file "
+                                 "descriptor that it did not open")
     return Outcome("failed", f"the process exited with status {code} before it returned anything")
 
 
-def _memory_mib(pid: int) -> int:
-    """Return the memory of a process that is its own, without the libraries it shares with the server."""
-    try:
-        info = psutil.Process(pid).memory_info()
-    except psutil.Error:
-        return 0
-    return int(info.rss - getattr(info, "shared", 0)) >> 20
-
-
 def _end_with_parent() -> None:
-    """End this process when the one that asked for it is gone, even by SIGKILL."""
+    """End this process and its session when the one that asked for it is gone, even by SIGKILL."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
+    if hasattr(fcntl, "F_SETSIG"):  # Linux: the kernel does it, also where a plug-in never lets a thread run
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | fcntl.FASYNC)
 
     def watch() -> None:
         parent.join()
-        os._exit(1)
+        end_children()
+        os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -135,6 +157,10 @@ def _log_to(path: Path) -> None:
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
     os.close(log)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    faulthandler.enable()
 
 
 def _bound(log: str) -> None:
@@ -145,8 +171,13 @@ def _bound(log: str) -> None:
 
 
 @contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Hide the main module, so that a worker does not run the user's script again."""
+def _clean_start() -> Iterator[None]:
+    """Hide the main module, so that a worker does not run the user's script again, and the working folder.
+
+    The server is started by `python -c`, which would take a folder `timm` that lies there for the library.
+    """
+    safe = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
     main: dict[str, Any] = sys.modules["__main__"].__dict__
     hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
     main["__spec__"] = None
@@ -154,3 +185,6 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         main.update(hidden)
+        os.environ.pop(SAFE_PATH)
+        if safe is not None:
+            os.environ[SAFE_PATH] = safe

@@ -1,8 +1,11 @@
 """What every engine does with a job: run the stage under its seed and threads, write the value, report."""
 
+import contextlib
+import json
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from ppbench import codec
 from ppbench.engine.job import Job, Outcome
@@ -11,29 +14,64 @@ from ppbench.seeding import seeded, threads
 from ppbench.stages import STAGES, Inputs
 from ppbench.store import write_synced
 
+_LONGEST = 1000  # characters of a reason
+
 
 def execute(job: Job) -> Outcome:
     """Run a job in this process; the value is written to `job.output`, what fails is told in one sentence."""
     start = time.perf_counter()
     try:
-        with threads(job.limits.threads), seeded(job.seed) as rng:
+        with contextlib.chdir("."), threads(job.limits.threads), seeded(job.seed) as rng:
             made = STAGES[job.stage](Inputs(job.inputs), job.params, rng)
+        _check_storable(made.info)
         if made.value is not None:
             write_synced(Path(job.output), codec.dump(made.value))
+    except KeyboardInterrupt:
+        raise
     except UserError as error:
-        return Outcome("bad-input", str(error))
+        return Outcome("bad-input", _line(_text(error)))
     except NotApplicable as error:
-        return Outcome("not-applicable", str(error))
+        return Outcome("not-applicable", _line(_text(error)))
     except (ContractError, NotGranted) as error:
-        traceback.print_exc()
-        return Outcome("failed", str(error))
-    except (Exception, SystemExit) as error:
-        traceback.print_exc()
+        _trace()
+        return Outcome("failed", _line(_text(error)))
+    except BaseException as error:
+        _trace()
         return Outcome("failed", _sentence(error))
     return Outcome("ok", info=made.info, seconds=time.perf_counter() - start)
 
 
+def _check_storable(info: dict[str, Any]) -> None:
+    """Hold small facts to what can be stored; those of a plug-in are the parameters of its priors.
+
+    Raises:
+        ContractError: they are no JSON values.
+    """
+    try:
+        json.dumps(info)
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"the parameters of a prior must be JSON values ({error})") from error
+
+
+def _trace() -> None:
+    """Print the traceback; a plug-in may have closed stderr."""
+    with contextlib.suppress(Exception):
+        traceback.print_exc()
+
+
 def _sentence(error: BaseException) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
-    first_line = str(error).strip().splitlines()[0][:300] if str(error).strip() else "no message"
-    return f"{type(error).__name__}: {first_line} ({Path(last.filename).name}:{last.lineno})"
+    first = next(iter(_text(error).splitlines()), "no message")
+    return f"{type(error).__name__}: {_line(first)} ({Path(last.filename).name}:{last.lineno})"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error).strip()
+    except Exception:  # its own __str__ is broken
+        return ""
+
+
+def _line(text: str) -> str:
+    """Return a message as one printable line of bounded length."""
+    return "".join(char if char.isprintable() else " " for char in text[:_LONGEST])

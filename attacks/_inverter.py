@@ -1,0 +1,380 @@
+"""Learned inverters: what a network learns from pairs on top of the linear estimate, and how it is used.
+
+An estimate is `clamp(base + residual)`: `base` is the linear MMSE estimate from the same pairs, the residual comes from
+a network whose last layer starts at zero. Of all iterates the best on pairs held out is kept, the first one included,
+so that on them an inverter is never worse than its base.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ppbench.attack import Attack, Prior, Priors, Reconstruction
+from ppbench.attacks import _ridge
+from ppbench.attacks._simulate import Simulated, joined, known_pairs, simulate
+from ppbench.blocks import cut
+from ppbench.codec import Tensors
+from ppbench.data import Images, Shape
+from ppbench.defense import Pieces
+from ppbench.metrics import SSIM_WINDOW, ssim
+from ppbench.minibatches import shuffled_passes
+from ppbench.seeding import seeded, spawn
+from ppbench.view import View
+
+HELD = 4  # every so manieth public image is held out
+EVALUATIONS = 5  # after the start
+MAX_HELD = 2**20  # plain values on which iterates are compared
+PASSES = 200  # at most, over fixed pairs
+TOGETHER = 8  # minibatches whose images are protected in one call
+FORGOTTEN = 0.25  # share of the training images whose label is withheld: labels help, but are not needed
+SHIFT = 8  # images are moved by up to one part in so many of their side
+WARM_UP = 0.1  # share of the steps
+WEIGHT_DECAY = 0.02
+CLIP = 1.0  # norm of a gradient
+GAIN = 0.1  # of a network's output: Adam's first steps, of equal size whatever the gradient, would spoil the base
+_AT_ONCE = 2**18  # plain values in a forward pass without gradients
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a network is built for.
+
+    Attributes:
+        image: (C, H, W) of the plain images.
+        released: (c, h, w) of the released ones.
+        classes: number of classes; the label -1 = unknown.
+        pieces: what the defense does to blocks.
+        free: the order of the released blocks carries nothing; the network must not read it.
+    """
+
+    image: Shape
+    released: Shape
+    classes: int
+    pieces: Pieces | None
+    free: bool
+
+
+@dataclass(frozen=True)
+class Inverter:
+    """A network on top of a linear estimate."""
+
+    net: nn.Module
+    base: Tensors
+    problem: Problem
+
+    def raw(self, released: Tensor, labels: Tensor) -> Tensor:
+        """Estimate plain images `[n, C, H, W]`, not yet clamped to [0, 1]."""
+        with torch.no_grad():
+            base = _ridge.apply(self.base, order_free(released, self.problem), self.problem.image)
+        residual: Tensor = self.net(released, base, labels)
+        return base + GAIN * residual
+
+    @torch.no_grad()
+    def estimate(self, released: Tensor, labels: Tensor) -> Tensor:
+        """Estimate plain images `[n, C, H, W]` in [0, 1] from released ones `[n, c, h, w]` and labels `[n]`."""
+        self.net.eval()
+        rows = max(1, _AT_ONCE // math.prod(self.problem.image))
+        return torch.cat([self.raw(some, theirs).clamp(0, 1)
+                          for some, theirs in zip(released.split(rows), labels.split(rows), strict=True)])
+
+
+class Course(NamedTuple):
+    """How training went.
+
+    Attributes:
+        flat: held-out loss of the mean training image.
+        losses: held-out losses: of the base, then at each evaluation.
+        best: the step of the lowest.
+        steps: how many were planned.
+    """
+
+    flat: float
+    losses: list[float]
+    best: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class InverterPrior(Prior):
+    """Train a network on plain and released images: with keys of one's own, on known pairs, or both.
+
+    Known pairs count where their key serves many images. Where all public images are such pairs, only these are used.
+    Where a few are, what was learnt with own keys and then from them competes with what was learnt from them alone, on
+    pairs held out.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: pairs in a step.
+        width: channels or token width of the network.
+        depth: blocks of the network.
+        rate: highest learning rate (AdamW, Loshchilov & Hutter 2019; warm-up, then half a cosine to 0).
+    """
+
+    needs = frozenset({"public", "algorithm", "pairs"})
+    steps: int
+    batch: int
+    width: int
+    depth: int
+    rate: float
+
+    @abstractmethod
+    def network(self, problem: Problem) -> nn.Module:
+        """Build the network (released, base, labels) -> residual, zero at the start; draws from global state."""
+
+    def train(self, view: View, rng: torch.Generator) -> Tensors:
+        """Train under the regime that the view allows; return weights (`net.*`, `base.*`), `objective` and facts."""
+        # library initialisers draw from global state: fenced off, and seeded from rng
+        with torch.enable_grad(), seeded(int(torch.randint(2**62, (), generator=rng))) as own:
+            pairs = _telling_pairs(view)
+            found = []
+            if pairs is None or len(pairs) < len(view.public):
+                found.append(self._from_own_keys(view, pairs, own))
+            if pairs is not None:
+                found.append(self._from_pairs(view, pairs, own))
+        return min(found, key=lambda one: float(one["objective"][1:].min()))
+
+    def load(self, found: Tensors, view: View) -> Inverter:
+        """Rebuild what `train` found."""
+        problem = problem_of(view, free=bool(found["free"]))
+        with seeded(0):
+            net = self.network(problem)
+        net.load_state_dict(_under(found, "net."))
+        return Inverter(net.to(found["objective"].device).eval(), _under(found, "base."), problem)
+
+    def _from_own_keys(self, view: View, pairs: Simulated | None, rng: torch.Generator) -> Tensors:
+        """Learn from public images protected with one's own keys, then from the few known pairs, if any."""
+        view = _with_a_key_each(view)
+        if view.algorithm.defense.partnered:
+            training, others = view.public[_learnt(len(view.public))], view.public[_held(len(view.public))]
+            held = simulate(view, others, spawn(rng))
+            some = joined([simulate(view, images, spawn(rng)) for images in (training, _mirrored(training))])
+            steps = self.steps
+            batches = _protected_anew(view, training, self.batch, steps, rng)
+        else:
+            some, held = _halves(simulate(view, view.public, spawn(rng)))
+            steps = self._fewer(some)
+            batches = _fixed(some, self.batch, steps, rng)
+        inverter = self._start(problem_of(view, free=_moved(view)), some, held)
+        course = self._descend(inverter, batches, steps, held)
+        if pairs is None:
+            return _stored(inverter, course, "own keys")
+        some, held = _halves(pairs)
+        steps = self._fewer(some)
+        tuning = self._descend(inverter, _fixed(some, self.batch, steps, rng), steps, held)
+        return _stored(inverter, tuning, f"own keys ({course.best} steps), then {len(pairs)} pairs")
+
+    def _from_pairs(self, view: View, pairs: Simulated, rng: torch.Generator) -> Tensors:
+        """Learn from known pairs alone: where a key serves many images, even the order of moved blocks tells."""
+        some, held = _halves(pairs)
+        inverter = self._start(problem_of(view, free=False), some, held)
+        steps = self._fewer(some)
+        return _stored(inverter, self._descend(inverter, _fixed(some, self.batch, steps, rng), steps, held),
+                       f"{len(pairs)} pairs")
+
+    def _fewer(self, some: Simulated) -> int:
+        """Return the steps worth taking on so many fixed pairs."""
+        return min(self.steps, math.ceil(PASSES * len(some) / min(self.batch, len(some))))
+
+    def _start(self, problem: Problem, some: Simulated, held: Simulated) -> Inverter:
+        base = _ridge.fit(order_free(some.released, problem), some.plain,
+                          order_free(held.released, problem), held.plain)
+        return Inverter(self.network(problem).to(some.plain.device), base, problem)
+
+    def _descend(self, inverter: Inverter, batches: Iterator[Simulated], steps: int, held: Simulated) -> Course:
+        """Minimise the loss in place, and leave the iterate that was best on the held pairs in the network."""
+        net = inverter.net
+        held = _take(held, torch.arange(min(len(held), max(1, MAX_HELD // held.plain[0].numel()))))
+        optimiser = torch.optim.AdamW(net.parameters(), self.rate, weight_decay=WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / steps))
+        due = {math.ceil(steps * k / EVALUATIONS) for k in range(1, EVALUATIONS + 1)}
+        losses, best, kept = [_judged(inverter, held)], 0, _copied(net)
+        flat = float(loss_of(inverter.base["mean"].expand_as(held.plain), held.plain).mean())
+        for step, some in enumerate(batches, 1):
+            net.train()
+            optimiser.zero_grad()
+            loss = loss_of(inverter.raw(some.released, some.labels), some.plain).mean()
+            if not loss.isfinite():
+                break  # diverged: what was best before stays
+            loss.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), CLIP)
+            optimiser.step()
+            schedule.step()
+            if step in due:
+                now = _judged(inverter, held)
+                if not math.isfinite(now):
+                    break
+                if now < min(losses):
+                    best, kept = step, _copied(net)
+                losses.append(now)
+        net.load_state_dict(kept)
+        return Course(flat, losses, best, steps)
+
+
+@dataclass(frozen=True)
+class InverterAttack(Attack):
+    """Apply an inverter that was trained as a prior; the fields are those of its training."""
+
+    steps: int
+    batch: int
+    width: int
+    depth: int
+    rate: float
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "width", "depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.rate <= 0:
+            raise ValueError(f"rate is {self.rate}; it must be positive")
+
+    @abstractmethod
+    def prior(self) -> InverterPrior:
+        """Name the inverter to train."""
+
+    def priors(self, view: View) -> dict[str, Prior]:
+        """Name the inverter, which learns from public images and known pairs."""
+        return {"inverter": self.prior()}
+
+    def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
+        """Return the inverter's estimate from each target's released image (and its label, where known)."""
+        found = priors["inverter"]
+        labels = view.labels if "labels" in view.granted else torch.full((view.n_targets,), -1)
+        images = self.prior().load(found, view).estimate(view.images, labels)
+        return Reconstruction(images, aligned=view.has_partner, note=_note(found), objective=found["objective"])
+
+
+def problem_of(view: View, free: bool) -> Problem:
+    """Say what a network has to take and give."""
+    return Problem(view.image_shape, view.released_shape, view.classes,
+                   view.algorithm.defense.pieces(view.image_shape), free)
+
+
+def order_free(released: Tensor, problem: Problem) -> Tensor:
+    """Return the part of released images that a linear estimate can use: the mean block where their order is random.
+
+    Under uniformly random orders the best linear estimate depends on no more than the mean over the blocks.
+    """
+    if not problem.free or problem.pieces is None or problem.released != problem.image:
+        return released
+    return cut(released, problem.pieces.size).mean(1)
+
+
+def loss_of(estimates: Tensor, plain: Tensor) -> Tensor:
+    """Return mean absolute error plus 1 - SSIM for each pair, `[n]`; below the side of its window no SSIM."""
+    error = (estimates - plain).abs().flatten(1).mean(1)
+    if min(plain.shape[2:]) < SSIM_WINDOW:
+        return error
+    return error + 1 - ssim(estimates, plain, torch.float32)
+
+
+def _judged(inverter: Inverter, held: Simulated) -> float:
+    return float(loss_of(inverter.estimate(held.released, held.labels), held.plain).mean())
+
+
+def _protected_anew(view: View, images: Images, batch: int, steps: int, rng: torch.Generator) -> Iterator[Simulated]:
+    """Yield minibatches of images moved, mirrored and protected with fresh keys."""
+    for rows in shuffled_passes(len(images), batch, steps, rng).split(TOGETHER):
+        some = images[rows.flatten()]
+        made = simulate(view, replace(some, pixels=augmented(some.pixels, rng)), spawn(rng))
+        for k in torch.randperm(len(made), generator=rng).chunk(len(rows)):
+            yield _forgetting(_take(made, k), rng)
+
+
+def _fixed(some: Simulated, batch: int, steps: int, rng: torch.Generator) -> Iterator[Simulated]:
+    """Yield minibatches of given pairs."""
+    for rows in shuffled_passes(len(some), batch, steps, rng):
+        yield _forgetting(_take(some, rows), rng)
+
+
+def augmented(pixels: Tensor, rng: torch.Generator) -> Tensor:
+    """Move every image by a few pixels, mirrored at its border, and mirror half of them left to right."""
+    n, _, h, w = pixels.shape
+    down, across = h // SHIFT, w // SHIFT
+    padded = F.pad(pixels, (across, across, down, down), mode="reflect")
+    top = torch.randint(2 * down + 1, (n, 1), generator=rng) + torch.arange(h)
+    left = torch.randint(2 * across + 1, (n, 1), generator=rng) + torch.arange(w)
+    left = torch.where(torch.rand(n, 1, generator=rng) < 0.5, left.flip(1), left)
+    return padded[torch.arange(n)[:, None, None], :, top[:, :, None], left[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def _mirrored(images: Images) -> Images:
+    return replace(images, pixels=images.pixels.flip(3))
+
+
+def _forgetting(some: Simulated, rng: torch.Generator) -> Simulated:
+    unknown = torch.rand(len(some), generator=rng) < FORGOTTEN
+    return replace(some, labels=torch.where(unknown, -1, some.labels))
+
+
+def _with_a_key_each(view: View) -> View:
+    """Draw a key for every image, whatever the scope: the victim's key is one among all, and none is seen twice."""
+    if view.algorithm.key_scope is None:
+        return view
+    algorithm = replace(view.algorithm, key_scope="image", clients=1)
+    return View(replace(view.sealed, algorithm=algorithm))
+
+
+def _telling_pairs(view: View) -> Simulated | None:
+    """Return the known pairs where they tell of the targets' key; keys of one's own tell as much otherwise."""
+    pairs = known_pairs(view) if view.algorithm.key_scope in ("client", "global") else None
+    return pairs if pairs is not None and len(pairs) >= HELD else None
+
+
+def _moved(view: View) -> bool:
+    pieces = view.algorithm.defense.pieces(view.image_shape)
+    return pieces is not None and pieces.moved
+
+
+def _learnt(count: int) -> Tensor:
+    rows = torch.arange(count)
+    return rows[rows % HELD != 0] if count > 1 else rows
+
+
+def _held(count: int) -> Tensor:
+    return torch.arange(0, count, HELD)
+
+
+def _halves(pairs: Simulated) -> tuple[Simulated, Simulated]:
+    """Return the pairs to learn from and those held out (a single pair is both)."""
+    return _take(pairs, _learnt(len(pairs))), _take(pairs, _held(len(pairs)))
+
+
+def _take(pairs: Simulated, rows: Tensor) -> Simulated:
+    return Simulated(pairs.plain[rows], pairs.released[rows], pairs.labels[rows])
+
+
+def _rate(passed: float) -> float:
+    """Return the share of the highest learning rate after this share of the steps."""
+    if passed < WARM_UP:
+        return (passed + 0.01) / (WARM_UP + 0.01)
+    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (passed - WARM_UP) / (1 - WARM_UP)))
+
+
+def _copied(net: nn.Module) -> Tensors:
+    return {name: value.detach().clone() for name, value in net.state_dict().items()}
+
+
+def _under(found: Tensors, prefix: str) -> Tensors:
+    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+
+
+def _stored(inverter: Inverter, course: Course, regime: str) -> Tensors:
+    facts = {"objective": torch.tensor([course.flat, *course.losses]), "free": torch.tensor(inverter.problem.free),
+             "best": torch.tensor([course.best, course.steps]),
+             "regime": torch.tensor(list(regime.encode()), dtype=torch.uint8)}
+    net = {f"net.{name}": value for name, value in _copied(inverter.net).items()}
+    return facts | net | {f"base.{name}": value for name, value in inverter.base.items()}
+
+
+def _note(found: Tensors) -> str:
+    best, steps = found["best"].tolist()
+    flat, base, *_ = losses = found["objective"].tolist()
+    estimator = _ridge.describe(_under(found, "base."))
+    return (f"{bytes(found['regime'].tolist()).decode()}; step {best} of {steps}; held-out loss {flat:.3f} mean image, "
+            f"{base:.3f} {estimator}, {min(losses[1:]):.3f} learned")
