@@ -246,7 +246,8 @@ class InverterAttack(Attack):
         found = priors["inverter"]
         labels = view.labels if "labels" in view.granted else torch.full((view.n_targets,), -1)
         images = self.prior().load(found, view).estimate(view.images, labels)
-        return Reconstruction(images, aligned=view.has_partner, note=_note(found), objective=found["objective"])
+        return Reconstruction(images, aligned=view.has_partner, note=_note(found),
+                              objective=found["objective"].cummin(0).values)  # the best iterate is kept
 
 
 def problem_of(view: View, free: bool) -> Problem:

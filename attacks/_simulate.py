@@ -48,8 +48,8 @@ def simulate(view: View, public: Images, rng: torch.Generator) -> Simulated:
 
 
 def known_pairs(view: View) -> Simulated | None:
-    """Return the known pairs under the victim's key; None where the threat model grants none."""
-    if "pairs" not in view.granted:
+    """Return the known pairs under the victim's key; None where the threat model grants none, or there are none."""
+    if "pairs" not in view.granted or not len(view.pairs.plain):
         return None
     pairs = view.pairs
     return Simulated(pairs.plain, pairs.protected, torch.full((len(pairs.plain),), -1))

@@ -15,7 +15,7 @@ from ppbench.defense import Defense, resize
 from ppbench.seeding import generator
 from ppbench.view import View
 
-HELD = 32  # public images at most on which priors are compared
+HELD, HELD_VALUES = 32, 2**19  # public images, and values of them, at most on which priors are compared
 _CHUNK = 2**16  # pixel values worked on at a time: what fits into a cache
 _TOLERANCE = 1e-5  # how far from linear, repeatable and separate the defense may be: float32 rounding
 _SWING = 0.25  # probes stay this close to mid-grey, where nothing is clipped
@@ -38,7 +38,7 @@ class NaturalImages(Prior):
             return {}
         held = torch.arange(len(view.public)) % 4 == 0
         some = view.public.pixels[~held] if len(held) > 1 else view.public.pixels
-        tests = view.public[held][:HELD]
+        tests = view.public[held][:max(1, min(HELD, HELD_VALUES // math.prod(view.image_shape)))]
         released = view.algorithm.protect(tests, rng).images
         found = [Spectrum.of(some), Spectrum.smooth(some)]
         errors = [(_restored(released, through, prior, view, self.steps) - tests.pixels).square().mean()

@@ -46,7 +46,8 @@ def test_enough_known_pairs_break_a_permutation_under_one_key() -> None:
 def test_few_pairs_are_taken_only_where_they_help() -> None:
     view = view_of(PRIVATE, PUBLIC, "block-scrambling", {"block": 4}, "global", pairs=8)
     alone = view_of(PRIVATE, PUBLIC, "block-scrambling", {"block": 4}, "global")
-    with_pairs, without = (errors(attacked(Linear(draws=1), one).images, PRIVATE.pixels).mean() for one in (view, alone))
+    with_pairs, without = (errors(attacked(Linear(draws=1), one).images, PRIVATE.pixels).mean()
+                           for one in (view, alone))
     assert with_pairs < 1.3 * without
 
 
