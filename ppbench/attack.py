@@ -101,6 +101,19 @@ class TrainingAttack(Attack):
         return state
 
 
+def _check_facts(found: Reconstruction) -> None:
+    """Hold what stands beside the images to its types: it goes on into rows and scores."""
+    if not isinstance(found.aligned, bool) or found.of not in ("private", "released"):
+        raise ContractError(f"the reconstruction says aligned = {found.aligned!r} and of = {found.of!r}; aligned must "
+                            "be True or False, of \"private\" or \"released\"")
+    if found.within is not None and (type(found.within) is not int or found.within < 1):
+        raise ContractError(f"the reconstruction says within = {found.within!r}; it must be a number of images or None")
+    if not isinstance(found.note, str):
+        raise ContractError(f"the reconstruction's note is a {type(found.note).__name__}; it must be a string")
+    if found.objective is not None and (not isinstance(found.objective, Tensor) or found.objective.ndim == 0):
+        raise ContractError("the reconstruction's objective must be a tensor [points] or [points, n], or None")
+
+
 def check_reconstruction(found: object, view: View) -> None:
     """Hold an attack's result to the contract.
 
@@ -109,6 +122,7 @@ def check_reconstruction(found: object, view: View) -> None:
     """
     if not isinstance(found, Reconstruction) or not isinstance(found.images, Tensor):
         raise ContractError(f"the attack returned a {type(found).__name__}; it must return a Reconstruction")
+    _check_facts(found)
     images = found.images
     shape = view.image_shape if found.of == "private" else view.released_shape
     if images.ndim != 4 or len(images) != view.n_targets:

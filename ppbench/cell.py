@@ -39,6 +39,7 @@ async def make_row(plan: Plan, cell: Cell, folder: Path, flow: Flow) -> Contents
             stage = "" if failure.stage == "attack" else f"{failure.stage}: "
             status = "failed" if failure.status == "bad-input" else failure.status
             row |= {"status": status, "reason": f"{stage}{failure.reason}"}
+            (own / "log.txt").unlink(missing_ok=True)  # of an earlier try
             if failure.log:
                 write_atomic(own / "log.txt", _bounded(failure.log).encode())
     write_row(own / "row.json", plan.fingerprint(cell), row, artefacts, timings)

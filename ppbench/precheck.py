@@ -41,8 +41,9 @@ async def check_data(plan: Plan, flow: Flow) -> None:
         defense: Defense = build(cell.defense.ref)
         try:
             defense.check(shape)
-        except UserError as error:
-            raise UserError(f"{label(cell.defense.ref)} on {cell.dataset.label}: {error}") from error
+        except Exception as error:
+            said = str(error) if isinstance(error, UserError) else f"check() fails with {type(error).__name__}: {error}"
+            raise UserError(f"{label(cell.defense.ref)} on {cell.dataset.label}: {said}") from error
     for shape, classes in set(shapes.values()):
         _check_shape(plan, shape, classes)
 

@@ -297,7 +297,11 @@ def train_prior(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) ->
     ref = Ref.from_json(params["ref"]) if params.get("ref") else None
     prior: Prior = class_at(params["prior"]["class"], ref)(**params["prior"]["params"])
     view = View(inputs.load(Sealed, "view")).only(prior.needs)
-    return Made(Table(prior.train(view, rng)))
+    found = prior.train(view, rng)
+    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
+        raise ContractError(f"{type(prior).__name__}.train must return a dict of tensors by name, "
+                            f"not a {type(found).__name__}")
+    return Made(Table(found))
 
 
 def run_attack(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:

@@ -1,5 +1,6 @@
 """Learned inverters: contract, regimes, the guarantee of step 0, order-free encoding, and what they learn."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -172,9 +173,8 @@ def test_the_result_depends_on_the_generator_alone(attack: InverterAttack) -> No
     assert torch.equal(result(attack, view), result(attack, view))
 
 
-@both
-def test_gradients_switched_off_by_the_caller_do_not_matter(attack: InverterAttack) -> None:
-    view = toy(ref=MIXUP)
+def test_gradients_switched_off_by_the_caller_do_not_matter() -> None:
+    attack, view = QUICK[1], toy(ref=MIXUP)
     with torch.no_grad():
         quiet = result(attack, view)
     assert torch.equal(quiet, result(attack, view))
@@ -213,16 +213,17 @@ def test_before_the_first_step_it_is_the_linear_estimate(attack: InverterAttack)
 @both
 def test_harmful_training_is_undone(attack: InverterAttack) -> None:
     wild = replace(attack, rate=30.0)
-    view = toy()
+    view = toy(ref=MIXUP)
     priors = trained(wild, view)
     assert priors["inverter"]["best"].tolist() == [0, 3]
     found = wild.run(view, priors, generator(0))
     assert "step 0 of 3" in found.note
     assert found.objective is not None
     flat, base, *later = found.objective.tolist()
-    assert base < 0.1 * flat
-    assert min(later, default=1.0) > base
-    assert ssim(found.images, smooth(6, (3, 16, 16), 1).pixels[:3]).min() > 0.99
+    assert base < flat
+    assert min(later, default=math.inf) > base
+    linear = wild.prior().load(priors["inverter"], view).base
+    assert torch.equal(found.images, _ridge.apply(linear, view.images, view.image_shape))
 
 
 # --- moved blocks ----------------------------------------------------------------------------------------------
