@@ -17,6 +17,7 @@ from ppbench.data import Shape
 from ppbench.seeding import generator
 
 Linear = Callable[[Tensor], Tensor]
+MOST = 2**24  # values of images that a spectrum is measured on
 _FLOOR = 1e-8  # variance that a colour has at least
 _DRAWS = 64  # images from the prior on which the spectrum of releases is measured
 
@@ -35,7 +36,11 @@ class Spectrum:
 
     @staticmethod
     def of(images: Tensor) -> "Spectrum":
-        """Measure the power spectrum of images `[n, C, H, W]`, a little of it shrunk to that of the smooth prior."""
+        """Measure the power spectrum of images `[n, C, H, W]`, a little of it shrunk to that of the smooth prior.
+
+        More images than hold `MOST` values tell nothing new of a stationary prior, and are left out.
+        """
+        images = images[: max(1, MOST // images[0].numel())]
         smooth = Spectrum.smooth(images)
         share = 4 / (4 + len(images))  # as if four images of the smooth prior had been seen as well
         measured = _covariance(images.double() - smooth.mean[:, None, None])
@@ -45,7 +50,7 @@ class Spectrum:
     def smooth(images: Tensor) -> "Spectrum":
         """Penalise squared gradients: power falls as 1 / frequency^2, its total that of the images `[n, C, H, W]`."""
         _, c, h, w = images.shape
-        values = images.double()
+        values = images[: max(1, MOST // images[0].numel())].double()
         mean = values.mean((0, 2, 3))
         power = 1 / (_gradient_power(h)[:, None] + _gradient_power(w) + 1 / (h * w))
         centred = (values - mean[:, None, None]).transpose(0, 1).flatten(1)

@@ -77,7 +77,7 @@ class GanInversion(Attack):
         note = (f"compares {search.signature.name}; stopped at {best.name}{'' if len(trial) else ' (not tried out)'}; "
                 f"objective {best.objective[mine].mean():.2g}")
         return Reconstruction(best.images[mine], aligned=view.has_partner, note=note,
-                              objective=torch.stack(search.trace[: best.points])[:, mine])
+                              objective=torch.stack(search.trace)[:, mine])  # of all of it, wherever it is stopped
 
     @property
     def _prior(self) -> Generator:

@@ -18,6 +18,7 @@ from ppbench.view import View
 Feature = Callable[[Tensor], Tensor]
 ENTRIES = 4096  # public images at most among which the hold-out is retrieved
 HELD = 256  # public images at most on which features are compared
+VALUES = 2**24  # in those images, at most: sorting them takes 20 bytes a value
 COARSE = 4  # side of the thumbnail that noise hardly changes
 
 
@@ -33,8 +34,9 @@ class RetrievalFeature(Prior):
         if not view.algorithm.defense.partnered or len(view.public) < 2:
             return {"chosen": torch.tensor(list(named).index("pixels")), "scores": torch.zeros(len(named))}
         held = torch.arange(len(view.public)) % 4 == 0
-        entries = simulate(view, view.public[~held][:ENTRIES], spawn(rng))
-        queries = simulate(view, view.public[held][:HELD], spawn(rng))
+        most = max(1, VALUES // view.public.pixels[0].numel())
+        entries = simulate(view, view.public[~held][: min(ENTRIES, most)], spawn(rng))
+        queries = simulate(view, view.public[held][: min(HELD, most)], spawn(rng))
         scores = torch.stack([_quality(feature, queries, entries) for feature in named.values()])
         return {"chosen": scores.argmax(), "scores": scores}
 

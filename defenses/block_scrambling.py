@@ -180,10 +180,11 @@ class BlockScrambling(PerImageDefense):
         if not recipe.has_blocks:
             return None
         own = "own" in (recipe.pixels, recipe.negative) or recipe.colours == "pixel"
-        shared = "shared" in (recipe.pixels, recipe.negative) or recipe.nibbles
+        nibbles = recipe.nibbles and (recipe.pixels, recipe.negative) != ("none", "none")
+        shared = "shared" in (recipe.pixels, recipe.negative) or nibbles
         return Pieces(self.block, recipe.move, "own" if own else "shared" if shared else "kept", turned=recipe.turn,
                       negated=recipe.negative != "none", recoloured=recipe.colours == "block" and shape[0] > 1,
-                      nibbles=recipe.nibbles)
+                      nibbles=nibbles)
 
     @property
     def _side(self) -> int:

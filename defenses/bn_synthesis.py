@@ -33,7 +33,7 @@ class BnSynthesis(Defense):
     A score between the two says nothing; match the sets instead.
 
     Attributes:
-        images: how many to release, at least as many as there are private images; 0 = just as many.
+        images: how many to release at the least; as many as there are private images in any case.
         steps: optimiser steps for a batch.
         batch: most images of one class that are optimised together; small batches lack diversity.
         teacher: `timm:NAME`, `torchvision:NAME` (colour only) or `package.module:function` of `num_classes` and
@@ -79,7 +79,7 @@ class BnSynthesis(Defense):
         """Train the teacher, record the statistics and optimise noise until it has the same.
 
         Raises:
-            UserError: fewer than two private images, `images` is below their number, or nothing finite comes out.
+            UserError: fewer than two private images, or nothing finite comes out.
         """
         labels = self._labels(private.labels)
         # library initialisers draw from global state: fenced off, and seeded from rng
@@ -93,12 +93,9 @@ class BnSynthesis(Defense):
 
     def _labels(self, private: Tensor) -> Tensor:
         """Return the private labels in their order, repeated from the start until there are enough."""
-        count = self.images or len(private)
+        count = max(self.images, len(private))
         if len(private) < 2:
             raise UserError("bn-synthesis cannot train its teacher on fewer than 2 private images: raise `private`")
-        if count < len(private):
-            raise UserError(f"images={count} is below the {len(private)} private images, so that some targets would "
-                            f"have no row: choose 0 or at least {len(private)}")
         return private.repeat(math.ceil(count / len(private)))[:count]
 
     def _synthesise(self, teacher: nn.Module, private: Images, labels: Tensor, rng: torch.Generator) -> Tensor:

@@ -110,8 +110,10 @@ def _check_facts(found: Reconstruction) -> None:
         raise ContractError(f"the reconstruction says within = {found.within!r}; it must be a number of images or None")
     if not isinstance(found.note, str):
         raise ContractError(f"the reconstruction's note is a {type(found.note).__name__}; it must be a string")
-    if found.objective is not None and (not isinstance(found.objective, Tensor) or found.objective.ndim == 0):
-        raise ContractError("the reconstruction's objective must be a tensor [points] or [points, n], or None")
+    trace = found.objective
+    if trace is not None and not (isinstance(trace, Tensor) and trace.ndim in (1, 2) and trace.numel()
+                                  and trace.is_floating_point()):
+        raise ContractError("the reconstruction's objective must be a float tensor [points] or [points, n], or None")
 
 
 def check_reconstruction(found: object, view: View) -> None:

@@ -183,20 +183,23 @@ def draw_keys(defense: Defense, scope: KeyScope | None, count: int, shape: Shape
         return Keys(defense.keys(count, shape, rng), torch.arange(count))
     if scope == "global":
         return Keys(defense.keys(1, shape, rng), torch.zeros(count, dtype=torch.int64))
-    values = defense.keys(clients, shape, rng)
-    # At random: in its own order a split deals one image of every class in turn.
-    return Keys(values, torch.randperm(count, generator=rng) % clients)
+    return Keys(defense.keys(clients, shape, rng), _dealt(count, clients, rng))
 
 
 def keys_for_more(defense: Defense, keys: Keys | None, scope: KeyScope | None, count: int, shape: Shape,
                   rng: torch.Generator, clients: int = 1) -> Keys | None:
     """Return the keys under which the same clients protect `count` further images.
 
-    Keys of one image each are drawn anew; clients take turns: image i is protected by client i modulo their number.
+    Keys of one image each are drawn anew; clients take equal shares, at random.
     """
     if keys is None or scope == "image":
-        return draw_keys(defense, scope, count, shape, rng)
-    return Keys(keys.values, torch.arange(count) % clients)
+        return draw_keys(defense, scope, count, shape, rng, clients)
+    return Keys(keys.values, _dealt(count, clients, rng))
+
+
+def _dealt(count: int, clients: int, rng: torch.Generator) -> Tensor:
+    """Deal images to clients at random: in its own order a split lists one image of every class in turn."""
+    return torch.randperm(count, generator=rng) % clients
 
 
 def resize(images: Tensor, shape: Shape) -> Tensor:

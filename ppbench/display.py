@@ -79,10 +79,12 @@ def print_matrix(rows: Sequence[Row], verdicts: Mapping[str, Verdict]) -> None:
         console.print(f"\n{title}: SSIM (leakage: 0 % = best blind guess, 100 % = the original; "
                       "* = matched by an assignment)", soft_wrap=True)
         console.print(_matrix(block, verdicts))
-    broken = dict.fromkeys(f"{row['attack']} ({verdicts[row['cell']].why})" for row in rows
-                           if verdicts[row["cell"]].admissible == "no")
-    for attack in broken:
-        console.print(f"inadmissible: {attack}; its rows say nothing about a defense", soft_wrap=True)
+    attacks = _names(rows, ("attack",), ("threat", "attack_params", "threat_params", "dataset", "seed"))
+    named = [(attack, verdicts[row["cell"]]) for attack, row in zip(attacks, rows, strict=True)]
+    for line in dict.fromkeys(f"{attack} ({verdict.why})" for attack, verdict in named if verdict.admissible == "no"):
+        console.print(f"inadmissible: {line}; its rows say nothing about a defense", soft_wrap=True)
+    for line in dict.fromkeys(f"{attack}: {verdict.why}" for attack, verdict in named if verdict.untried):
+        console.print(f"not ranked: {line}", soft_wrap=True)
     conditions: dict[str, dict[str, None]] = {}
     for row in rows:
         conditions.setdefault(str(row["intervals_conditional_on"]), {})[str(row["defense"])] = None
@@ -91,7 +93,7 @@ def print_matrix(rows: Sequence[Row], verdicts: Mapping[str, Verdict]) -> None:
 
 
 def _matrix(block: Sequence[Row], verdicts: Mapping[str, Verdict]) -> Table:
-    defenses = _names(block, ("defense",), ("defense_params", "key_scope", "quantise"))
+    defenses = _names(block, ("defense",), ("defense_params", "key_scope", "clients", "quantise"))
     attacks = _names(block, ("attack",), ("threat", "attack_params", "threat_params"))
     entries = dict(zip(zip(defenses, attacks, strict=True), block, strict=True))
     table = Table(show_lines=True)

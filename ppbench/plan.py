@@ -76,7 +76,8 @@ class AttackPlan:
     role: str = "attack"
     """`floor` and `ceiling` are yardsticks."""
     ceiling: float | None = None
-    """SSIM that it must reach on the defense `none`."""
+    """SSIM that it must reach on the defense `none`, under its default threat model."""
+    default_threat: str = ""
 
     @property
     def label(self) -> str:
@@ -299,18 +300,23 @@ def _attack(table: AttackTable, folder: Path) -> AttackPlan:
     assert issubclass(cls, Attack)
     refs, requires = [outer], set(cls.requires)
     _check_requires(outer.name, cls.requires)
+    if issubclass(cls, TrainingAttack) and "training" not in cls.requires:
+        raise UserError(f"{outer.name} acts in training, but does not say so: add \"training\" to its `requires`")
     if table.then is not None:
         inner, inner_cls = _ref("attacks", table.then, folder)
         assert issubclass(inner_cls, Attack)
         _check_requires(inner.name, inner_cls.requires)
         if issubclass(inner_cls, TrainingAttack):
             raise UserError(f"{inner.name} acts in training and cannot follow {outer.name}: let it come first")
+        if "oracle" in inner_cls.requires:
+            raise UserError(f"{inner.name} asks an oracle and cannot follow {outer.name}: let it stand alone")
         refs.append(inner)
         requires |= set(inner_cls.requires) - {"images"}
     if issubclass(cls, TrainingAttack) and "gradients" in requires:
         raise UserError(f"{outer.name} acts in training and cannot also ask for gradients: require one of the two")
     role, ceiling = (cls.role, cls.ceiling) if len(refs) == 1 else ("attack", None)
-    return AttackPlan(tuple(refs), frozenset(requires), issubclass(cls, TrainingAttack), role, ceiling)
+    return AttackPlan(tuple(refs), frozenset(requires), issubclass(cls, TrainingAttack), role, ceiling,
+                      cls.default_threat)
 
 
 def _check_requires(name: str, requires: frozenset[str]) -> None:

@@ -64,7 +64,7 @@ def base_row(plan: Plan, cell: Cell) -> Row:
         "victim_params": _compact({name: value for name, value in asdict(cell.victim).items() if name != "model"}),
         "seed": cell.seed, "n_targets": plan.targets, "key_scope": cell.defense.key_scope,
         "clients": cell.defense.clients, "quantise": cell.defense.quantise,
-        "intervals_conditional_on": interval_condition(cell.defense.key_scope, _most_keys(plan, cell)),
+        "intervals_conditional_on": interval_condition(cell.defense.key_scope, _keys_of_targets(plan, cell)),
         "ppbench": __version__,
         **{f"version_{name}": environment["versions"][name] for name in ("torch", "torchvision", "timm")},
         "device": environment["device"], "threads": plan.limits.threads, "defense_code": cell.defense.ref.code[:12],
@@ -72,10 +72,10 @@ def base_row(plan: Plan, cell: Cell) -> Row:
     }
 
 
-def _most_keys(plan: Plan, cell: Cell) -> int:
-    """Return how many keys the targets can have been protected with."""
+def _keys_of_targets(plan: Plan, cell: Cell) -> int:
+    """Return how many keys the targets were protected with; of clients only those that count on 4 targets."""
     scope, clients = cell.defense.key_scope, cell.defense.clients
-    return {"global": 1, "client": min(clients, plan.targets), "image": plan.targets}.get(scope or "", 0)
+    return {"global": 1, "client": min(clients, plan.targets // 4), "image": plan.targets}.get(scope or "", 0)
 
 
 def write_row(path: Path, fingerprint: str, row: Row, artefacts: Mapping[str, str],

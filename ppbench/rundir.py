@@ -115,6 +115,13 @@ def write_tables(plan: Plan, folder: Path, done: Mapping[str, Contents]) -> None
         ({"cell": content["row"]["cell"], **content["timings"]} for content in contents), columns))
 
 
+def forget_joined(folder: Path) -> None:
+    """Remove what is only made when all rows are there: an earlier plan's would stand beside the new rows."""
+    for name in ("verdicts.csv", "per_image.csv"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "grids", ignore_errors=True)
+
+
 def write_per_image(plan: Plan, folder: Path, done: Mapping[str, Contents]) -> None:
     """Write every target's scores, one line a cell and target."""
     lines: list[dict[str, Any]] = []
@@ -148,7 +155,6 @@ async def write_grids(plan: Plan, folder: Path, flow: Flow, done: Mapping[str, C
         if done[cell.id]["row"]["status"] == "ok":
             groups.setdefault(json_digest([cell.dataset.identity(), cell.defense.identity(), cell.seed]), []
                               ).append(cell)
-    shutil.rmtree(folder / "grids", ignore_errors=True)  # pictures of cells that are no longer in the plan
     names: dict[str, int] = {}
     for cells in groups.values():
         first = cells[0]

@@ -22,6 +22,7 @@ from ppbench.rundir import (
     check_writable,
     copy_plugins,
     finished,
+    forget_joined,
     locked,
     write_grids,
     write_per_image,
@@ -120,6 +121,7 @@ async def _run(plan: Plan, folder: Path, flow: Flow, observer: Observer, fresh: 
         write_tables(plan, folder, done)
 
     write_tables(plan, folder, done)
+    forget_joined(folder)
     async with asyncio.TaskGroup() as group:
         for place, cell in enumerate(waiting):
             group.create_task(finish(place, cell))

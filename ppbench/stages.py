@@ -158,6 +158,8 @@ def check_release(release: object, images: Split, targets: int) -> None:
 
 
 def _check_soft_labels(shares: Tensor, count: int, classes: int) -> None:
+    if shares.dtype != torch.float32:
+        raise ContractError(f"soft_labels must be float32, not {shares.dtype}")
     if shares.ndim != 2 or len(shares) != count or shares.shape[1] > classes:
         raise ContractError(f"soft_labels must be [{count}, at most {classes}], not {list(shares.shape)}")
     if shares.min() < 0 or not torch.allclose(shares.sum(1), torch.ones(count), atol=1e-4):
@@ -205,7 +207,10 @@ def make_pairs(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> 
     count = len(images.public) if wanted == "all" else min(wanted, len(images.public))
     count = count if _defense(params).partnered else 0
     plain = images.public[:count]
-    return Made(Pairs(plain.pixels, _with_victims_key(plain, keys, params, rng)))
+    mine = keys_for_more(_defense(params), keys.private, params["key_scope"], count, plain.shape, spawn(rng),
+                         params["clients"])
+    owner = mine.owner if mine is not None and params["key_scope"] == "client" else None
+    return Made(Pairs(plain.pixels, _protected(plain, mine, params, rng), owner))
 
 
 def make_queries(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
@@ -232,7 +237,12 @@ def make_answers(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -
                             "to ask an oracle")
     pixels, keys = inputs.load(Table, "queries").values["queries"], inputs.load(Keyring, "keys")
     rows = torch.arange(len(pixels))
-    return Made(Table({"answers": _with_victims_key(Images(pixels, rows * 0, rows), keys, params, rng)}))
+    asked = Images(pixels, rows * 0, rows)
+    mine = keys_for_more(_defense(params), keys.private, params["key_scope"], len(asked), asked.shape, spawn(rng),
+                         params["clients"])
+    if mine is not None and params["key_scope"] == "client":
+        mine = Keys(mine.values, rows % params["clients"])
+    return Made(Table({"answers": _protected(asked, mine, params, rng)}))
 
 
 def make_view(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
@@ -373,14 +383,11 @@ def _keys_of_release(keys: Keys | None, release: Release) -> Keys | None:
     return keys[release.source] if keys is not None and release.source is not None else None
 
 
-def _with_victims_key(images: Images, keys: Keyring, params: dict[str, Any], rng: torch.Generator) -> Tensor:
+def _protected(images: Images, keys: Keys | None, params: dict[str, Any], rng: torch.Generator) -> Tensor:
     """Protect images as the victim's own were, row by row."""
-    defense = _defense(params)
     if not len(images):
         return images.pixels
-    mine = keys_for_more(defense, keys.private, params["key_scope"], len(images), images.shape, spawn(rng),
-                         params["clients"])
-    return quantised(defense.protect(images, mine, spawn(rng)), params["quantise"]).images
+    return quantised(_defense(params).protect(images, keys, spawn(rng)), params["quantise"]).images
 
 
 def _checked_state(state: Tensors, before: Tensors) -> Tensors:

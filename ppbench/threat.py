@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from ppbench.view import PARTS, Capability, Sealed
+from ppbench.view import PARTS, Capability, Sealed, without_labels
 
 CAPABILITIES: frozenset[Capability] = frozenset(PARTS)  # type: ignore[arg-type]
 _CIPHERTEXT: frozenset[Capability] = frozenset({"images", "labels", "public", "algorithm"})
@@ -77,4 +77,4 @@ def derived(name: str, base: ThreatModel, settings: Mapping[str, Any]) -> Threat
 def grant(everything: Sealed, threat: ThreatModel) -> Sealed:
     """Cut what there is down to what the threat model grants: the one door to an attack."""
     taken = {part: None for capability, parts in PARTS.items() if capability not in threat.grants for part in parts}
-    return replace(everything, granted=frozenset(threat.grants), **taken)  # type: ignore[arg-type]
+    return without_labels(replace(everything, granted=frozenset(threat.grants), **taken))  # type: ignore[arg-type]

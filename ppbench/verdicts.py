@@ -26,6 +26,8 @@ COLUMNS = (
     "key_holder_ssim", "flags",
 )
 
+_NO_REFERENCE = "the run has no cell of this attack on"
+
 Scores = Callable[[Cell], Tensor | None]
 """A cell's SSIM of every target; None where it was not measured."""
 
@@ -51,6 +53,11 @@ class Verdict:
     drop: tuple[float, Interval] | None = None
     key_holder_ssim: float | None = None
     flags: tuple[str, ...] = ()
+
+    @property
+    def untried(self) -> bool:
+        """Say whether this is an attack of which the run does not show that it works."""
+        return self.admissible == "" and self.why.startswith(_NO_REFERENCE)
 
     def ranks(self, metric: str) -> bool:
         """Say whether the row may be ranked, and be evidence, by a metric."""
@@ -92,7 +99,7 @@ def _verdict(cell: Cell, rows: Mapping[str, Row], reference: Cell | None, ceilin
              best_chain: Row | None, scores: Scores) -> Verdict:
     row, on_none = rows[cell.id], None if reference is None else rows[reference.id]
     by = tuple(metric for metric in METRICS if on_none is not None and _beats_floor(on_none, metric))
-    admissible, why = _admission(cell, on_none, by)
+    admissible, why = _admission(cell, row, on_none, by)
     flags = [*row.get("flags", "").split()]
     if on_none is not None and _misses_ceiling(cell, on_none):
         flags.append("misses-ceiling-on-none")
@@ -104,11 +111,15 @@ def _verdict(cell: Cell, rows: Mapping[str, Row], reference: Cell | None, ceilin
     return Verdict(admissible, by, why, None if on_none is None else on_none.get("ssim"), drop, ceiling, tuple(flags))
 
 
-def _admission(cell: Cell, on_none: Row | None, by: tuple[str, ...]) -> tuple[str, str]:
+def _admission(cell: Cell, row: Row, on_none: Row | None, by: tuple[str, ...]) -> tuple[str, str]:
     if cell.attack.role != "attack":
         return "", f"a yardstick ({cell.attack.role}), not an attack"
+    if row["status"] == "not-applicable":
+        return "", "not applicable"
     if on_none is None:
-        return "", f"the run has no cell of this attack on {REFERENCE!r}: add that defense"
+        return "", f"{_NO_REFERENCE} {REFERENCE!r}: add that defense"
+    if "same-output" in on_none.get("flags", "").split():
+        return "no", f"on {REFERENCE!r} the attack returns one image for all targets"
     if on_none["status"] != "ok":
         return "no", f"the attack is {on_none['status']} on {REFERENCE!r}"
     if not any(on_none.get(f"leakage_{metric}") is not None for metric in METRICS):
@@ -125,7 +136,8 @@ def _beats_floor(row: Row, metric: str) -> bool:
 
 def _misses_ceiling(cell: Cell, on_none: Row) -> bool:
     ceiling, reached = cell.attack.ceiling, on_none.get("ssim_high")
-    if ceiling is None or on_none["status"] != "ok" or reached is None:
+    own = cell.threat.name == cell.attack.default_threat
+    if ceiling is None or not own or on_none["status"] != "ok" or reached is None:
         return False
     return on_none["ssim"] < ceiling and not reached >= ceiling
 

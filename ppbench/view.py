@@ -53,12 +53,15 @@ class Algorithm:
 class Pairs:
     """Plain images `[k, C, H, W]` and the same ones protected with the victim's key.
 
-    Where every client has a key of its own, pair i is protected with that of client i modulo their number. There are
-    none (k = 0) where the release has no partners.
+    There are none (k = 0) where the release has no partners.
+
+    Attributes:
+        clients: `[k]` int64: whose key protects each, where clients have keys of their own.
     """
 
     plain: Tensor
     protected: Tensor
+    clients: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,10 @@ class View:
 
     @property
     def answers(self) -> Tensor:
-        """What the oracle gave for `Attack.queries`, in their order (capability `oracle`)."""
+        """What the oracle gave for `Attack.queries`, in their order (capability `oracle`).
+
+        Where every client has a key of its own, query i was put to client i modulo their number.
+        """
         return self._get("oracle", self.sealed.answers)
 
     @property
@@ -188,16 +194,27 @@ class View:
         gone: dict[str, Any] = {part: None for name, parts in PARTS.items() if name not in kept for part in parts}
         if not kept & {"images", "algorithm"}:  # nothing that remains depends on the defense
             gone["released_shape"] = self.image_shape
-        return View(replace(self.sealed, granted=kept, **gone))
+        return View(without_labels(replace(self.sealed, granted=kept, **gone)))
 
     def with_images(self, images: Tensor, labels: Tensor) -> "View":
         """Return the view with estimates of the targets' released images in place of the release."""
         rows = torch.arange(len(images))
-        release, keys = Release(images, labels, rows), self.sealed.keys
+        before, keys = self.sealed.release, self.sealed.keys
+        senders = None if before is None or before.clients is None or self.sealed.target_rows is None else \
+            before.clients[self.sealed.target_rows]
+        release = Release(images, labels, rows, clients=senders)
         if keys is not None and self.sealed.target_rows is not None:
             keys = keys[self.sealed.target_rows]
         return View(replace(self.sealed, granted=self.granted | {"images"}, release=release, target_rows=rows,
                             keys=keys))
+
+
+def without_labels(sealed: Sealed) -> Sealed:
+    """Take the labels out of the release as well (-1 = unknown), where they are not granted."""
+    release = sealed.release
+    if "labels" in sealed.granted or release is None:
+        return sealed
+    return replace(sealed, release=replace(release, labels=torch.full_like(release.labels, -1), soft_labels=None))
 
 
 def quantised(release: Release, bits: int) -> Release:

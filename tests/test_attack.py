@@ -26,7 +26,9 @@ def test_what_keeps_the_contract(facts: dict[str, Any]) -> None:
     ({"aligned": torch.tensor(True)}, "aligned must be True or False"), ({"aligned": 1}, "aligned = 1"),
     ({"of": "public"}, "of = 'public'"), ({"within": 0}, "within = 0"), ({"within": True}, "within = True"),
     ({"within": 2.0}, "within = 2.0"), ({"note": None}, "note is a NoneType"), ({"note": ["a"]}, "note is a list"),
-    ({"objective": 0.5}, "objective must be a tensor"), ({"objective": torch.tensor(0.5)}, "objective must be")])
+    ({"objective": 0.5}, "objective must be a float"),
+    ({"objective": torch.empty(0)}, "objective must be"), ({"objective": torch.ones(3).long()}, "objective must be"),
+    ({"objective": torch.tensor(0.5)}, "objective must be")])
 def test_what_stands_beside_the_images_is_checked(facts: dict[str, Any], words: str) -> None:
     with pytest.raises(ContractError, match=words):
         check_reconstruction(Reconstruction(IMAGES, **facts), VIEW)

@@ -7,7 +7,8 @@ from ppbench.verdicts import Verdict
 
 BASE: dict[str, Any] = {
     "dataset": "photos", "dataset_params": "{}", "seed": 0, "defense": "none", "defense_params": "{}",
-    "key_scope": None, "quantise": 8, "attack": "blind", "attack_params": "{}", "threat": "ciphertext-only",
+    "key_scope": None, "clients": 1, "quantise": 8, "attack": "blind", "attack_params": "{}",
+    "threat": "ciphertext-only",
     "threat_params": "{}", "status": "ok", "aligned": "true", "ssim": 0.25, "leakage_ssim": 0.125,
     "task_accuracy_honest": 0.5, "intervals_conditional_on": "this seed"}
 
@@ -36,6 +37,20 @@ def test_an_inadmissible_attack_is_listed_but_not_ranked(capsys: Any) -> None:
     assert "inadmissible: weak (it is broken)" in text
     assert "90%" not in text
     assert text.count("12%") == 2  # its own entry, and the worst case
+
+
+def test_rows_that_differ_in_one_detail_do_not_share_a_line(capsys: Any) -> None:
+    rows = [{**BASE, "cell": str(n), "clients": n, "key_scope": "client", "leakage_ssim": n / 10} for n in (2, 8)]
+    print_matrix(rows, {row["cell"]: Verdict("yes", ("ssim",)) for row in rows})
+    text = capsys.readouterr().out
+    assert text.count("20%") == 2
+    assert text.count("80%") == 2
+
+
+def test_an_attack_that_was_not_tried_on_none_is_said_not_to_be_ranked(capsys: Any) -> None:
+    why = "the run has no cell of this attack on 'none': add that defense"
+    print_matrix([{**BASE, "cell": "a"}], {"a": Verdict("", why=why)})
+    assert f"not ranked: blind: {why}" in capsys.readouterr().out
 
 
 def test_an_outcome_is_a_few_words() -> None:

@@ -275,3 +275,31 @@ def test_built_in_data_needs_no_folder(tmp_path: Path) -> None:
                       "score": {"groups": ["psnr"]}}, "x")
     dataset = make_plan(suite, tmp_path).cells[0].dataset
     assert (dataset.label, dataset.size, dataset.content) == ("photos", 32, "")
+
+
+TRAINS = """
+@dataclass(frozen=True)
+class Sneaky(TrainingAttack):
+    requires = frozenset({"model"})
+    default_threat = "federated-server"
+    def run(self, view, priors, rng):
+        return Reconstruction(torch.zeros(view.n_targets, *view.image_shape))
+
+@dataclass(frozen=True)
+class Asks(Attack):
+    requires = frozenset({"images", "oracle"})
+    default_threat = "chosen-plaintext"
+    def run(self, view, priors, rng):
+        return Reconstruction(torch.zeros(view.n_targets, *view.image_shape))
+"""
+
+
+def test_an_attack_that_acts_in_training_must_say_so(tiny_npz: Path, tmp_path: Path) -> None:
+    file = plugin(tmp_path, TRAINS)
+    assert 'add "training"' in complaint(lambda: tiny_plan(tiny_npz, ["none"], [f"{file}:Sneaky"]))
+
+
+def test_the_inner_attack_of_a_chain_asks_no_oracle(tiny_npz: Path, tmp_path: Path) -> None:
+    file = plugin(tmp_path, TRAINS)
+    chain = {"use": "memorization", "then": {"use": f"{file}:Asks"}, "threats": ["full-knowledge"]}
+    assert "let it stand alone" in complaint(lambda: tiny_plan(tiny_npz, ["none"], [chain]))

@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+import torch
 from full_view import everything, tensors_in
 
 from ppbench import codec
@@ -103,3 +104,15 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
 def test_missing_capabilities_are_named() -> None:
     assert NAMED["ciphertext-only"].missing(frozenset({"images", "key", "gradients"})) == ["gradients", "key"]
     assert NAMED["full-knowledge"].missing(CAPABILITIES) == []
+
+
+def test_withheld_labels_are_taken_out_of_the_release_too() -> None:
+    before = everything()
+    assert before.release is not None
+    soft = replace(before, release=replace(before.release, soft_labels=torch.full((6, 3), 1 / 3)))
+    threat = ThreatModel("mine", frozenset({"images"}))
+    for after in (grant(soft, threat), View(soft).only(frozenset({"images"})).sealed):
+        assert after.release is not None
+        assert (after.release.labels == -1).all()
+        assert after.release.soft_labels is None
+    assert grant(soft, NAMED["ciphertext-only"]).release is soft.release

@@ -71,6 +71,23 @@ def test_a_failure_on_none_is_no_evidence_either(plan: Plan) -> None:
     assert "timeout on 'none'" in verdict["constant", "jigsaw"].why
 
 
+def test_one_image_for_all_targets_on_none_is_no_evidence(plan: Plan) -> None:
+    verdict = judged(plan, {("none", "jigsaw"): row(0.6, 0.1, 0.3, flags="too-few-targets same-output")})
+    assert verdict["constant", "jigsaw"].admissible == "no"
+    assert "one image for all" in verdict["constant", "jigsaw"].why
+
+
+def test_what_does_not_apply_is_not_called_broken(plan: Plan) -> None:
+    missing = {"status": "not-applicable", "missing": "images", "flags": "", "ssim": 0.0}
+    verdict = judged(plan, {("none", "jigsaw"): missing})["none", "jigsaw"]
+    assert (verdict.admissible, verdict.why) == ("", "not applicable")
+
+
+def test_the_ceiling_is_that_of_the_default_threat(tiny_npz: Path) -> None:
+    plan = tiny_plan(tiny_npz, ["none"], [{"use": "jigsaw", "threats": ["white-box"]}])
+    assert judged(plan, {("none", "jigsaw"): row(0.8, 0.5, 0.6)})["none", "jigsaw"].flags == ()
+
+
 def test_yardsticks_are_not_ranked(plan: Plan) -> None:
     verdicts = judged(plan, {("none", "blind"): row(0.3, 0, 0)})
     for name in ("blind", "key-holder"):
@@ -83,6 +100,7 @@ def test_without_none_the_run_cannot_tell(tiny_npz: Path) -> None:
     verdicts = judged(tiny_plan(tiny_npz, ["constant"], ["jigsaw"]), {})
     assert verdicts["constant", "jigsaw"].admissible == ""
     assert "add that defense" in verdicts["constant", "jigsaw"].why
+    assert verdicts["constant", "jigsaw"].untried
 
 
 def test_the_drop_from_none_is_paired(plan: Plan) -> None:

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic_core import to_jsonable_python
 
-from ppbench.attack import Attack
+from ppbench.attack import Attack, TrainingAttack
 from ppbench.defense import Defense, KeyScope
 from ppbench.describe import read_plugin
 from ppbench.errors import UserError
@@ -34,6 +34,8 @@ def attack_declaration(attack: Attack, name: str) -> Iterator[str]:
     elif missing := sorted(cls.requires & CAPABILITIES - threat.grants):
         yield (f"`default_threat` {threat.name!r} does not grant {', '.join(map(repr, missing))}: name a threat model "
                "that grants all of `requires`")
+    if isinstance(attack, TrainingAttack) and "training" not in cls.requires:
+        yield "it acts in training, but `requires` does not say so: add \"training\" to it"
     if cls.role not in _ROLES:
         yield f"`role` is {cls.role!r}: choose one of {', '.join(_ROLES)}"
 

@@ -1,7 +1,9 @@
 """One call of a plug-in, watched: what it returned, and what it did to the state that all share."""
 
 import random
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ Call = Callable[[torch.Generator], Any]
 GENERATORS = ("torch", "numpy", "Python")
 SEED = 1
 ONE, OTHER = 11, 12
+_THREADS = "the number of torch threads"
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,36 @@ def attempt(call: Call, shared: int = ONE, seed: int = SEED) -> Trial:
     """Call with a generator seeded by `seed`, while the global ones are seeded by `shared`; restore everything."""
     grad, strict = torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()
     try:
-        with threads(1), seeded(shared):
+        with threads(1), seeded(shared), _thread_calls() as asked:
             settings, states = _settings(), _states()
             value = call(generator(seed))
             after, states_after = _settings(), _states()
+        if asked and after[_THREADS] == settings[_THREADS]:  # what it asked for is what the trial runs with
+            after[_THREADS], settings[_THREADS] = asked[-1], "what the run decides"
     finally:
         torch.set_grad_enabled(grad)
         torch.use_deterministic_algorithms(strict)
     changed = {name: (settings[name], after[name]) for name in settings if settings[name] != after[name]}
     drawn = tuple(name for name in GENERATORS if states[name] != states_after[name])
     return Trial(value, _stored(value), changed, drawn, states_after["torch"])
+
+
+@contextmanager
+def _thread_calls() -> Iterator[list[int]]:
+    """Collect the numbers of threads that are asked of torch meanwhile, not counting the frame's own fence."""
+    asked: list[int] = []
+    honest = torch.set_num_threads
+
+    def noted(nthreads: int) -> None:
+        if sys._getframe(1).f_globals.get("__name__") != "ppbench.seeding":
+            asked.append(nthreads)
+        honest(nthreads)
+
+    torch.set_num_threads = noted
+    try:
+        yield asked
+    finally:
+        torch.set_num_threads = honest
 
 
 def dependence(call: Call, one: Trial, other: Trial) -> Iterator[str]:
@@ -88,7 +111,7 @@ def _stored(value: Any) -> str:
 
 
 def _settings() -> dict[str, Any]:
-    return {"the number of torch threads": torch.get_num_threads(), "the default dtype": torch.get_default_dtype(),
+    return {_THREADS: torch.get_num_threads(), "the default dtype": torch.get_default_dtype(),
             "torch's grad mode": torch.is_grad_enabled(),
             "torch's deterministic algorithms": torch.are_deterministic_algorithms_enabled()}
 

@@ -27,6 +27,7 @@ PRELOAD = ["ppbench.engine.preload"]
 SAFE_PATH = "PYTHONSAFEPATH"
 LOG_BYTES = 256 * 1024
 _BEGUN = b"begun"
+_LONGEST = 2**20  # bytes of a message
 _POLL = 0.2  # seconds between looks at a job's memory and log
 _MUTE = 97  # exit status of a job that could not report because its plug-in closed the pipe
 
@@ -75,37 +76,47 @@ def serve(text: str, sender: Connection) -> None:
     _log_to(Path(job.log))
     from ppbench.engine.worker import execute
 
-    sender.send_bytes(_BEGUN)
+    _send(sender, _BEGUN)
     outcome = execute(job)
     end_children()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # the plug-in may have closed or replaced it
             stream.flush()
     try:
-        sender.send_bytes(json.dumps(asdict(outcome)).encode())
+        _send(sender, json.dumps(asdict(outcome)).encode())
     except OSError:
         os._exit(_MUTE)
     os._exit(0)  # threads or exit handlers of a plug-in cannot hold the process
 
 
+def _send(sender: Connection, message: bytes) -> None:
+    """Write a message of one line."""
+    rest = message + b"\n"
+    while rest:
+        rest = rest[os.write(sender.fileno(), rest):]
+
+
 def _watch(process: Any, family: Family, receiver: Connection, job: Job) -> Outcome:
     deadline = math.inf  # until the libraries are loaded and the job begins
+    os.set_blocking(receiver.fileno(), False)  # whatever a plug-in writes into the pipe, the limits hold
     open_ends: list[Any] = [receiver, process.sentinel]
+    heard = b""
     while True:
         ready = wait(open_ends, timeout=_POLL)
         _bound(job.log)
-        if ready and receiver in open_ends:
-            try:
-                message = receiver.recv_bytes() if receiver.poll() else b""
-            except (EOFError, OSError):  # it may have closed its end, and go on all the same
+        if receiver in open_ends:
+            said = _read(receiver)
+            if said == b"":  # it may have closed its end, and go on all the same
                 open_ends.remove(receiver)
-                continue
-            if message == _BEGUN:
+            heard += said or b""
+            if heard.startswith(_BEGUN + b"\n"):
+                heard = heard.removeprefix(_BEGUN + b"\n")
                 deadline = time.monotonic() + job.limits.seconds
+            if b"\n" in heard or len(heard) > _LONGEST:
+                return _outcome(heard)
+            if said:
                 continue
-            if message:
-                return _read(message)
-        if ready:
+        if process.sentinel in ready:
             return _ended(process)
         if time.monotonic() > deadline:
             return Outcome("timeout", f"ran past its limit of {job.limits.seconds:g} seconds: raise limits.seconds")
@@ -114,7 +125,15 @@ def _watch(process: Any, family: Family, receiver: Connection, job: Job) -> Outc
                                      "raise limits.memory_mib")
 
 
-def _read(message: bytes) -> Outcome:
+def _read(receiver: Connection) -> bytes | None:
+    """Return what there is to read: nothing at the end (`b""`), None where nothing has come yet."""
+    try:
+        return os.read(receiver.fileno(), 2**16)
+    except BlockingIOError:
+        return None
+
+
+def _outcome(message: bytes) -> Outcome:
     try:
         return Outcome(**json.loads(message))
     except (ValueError, TypeError):

@@ -218,8 +218,7 @@ def test_harmful_training_is_undone(attack: InverterAttack) -> None:
     assert priors["inverter"]["best"].tolist() == [0, 3]
     found = wild.run(view, priors, generator(0))
     assert "step 0 of 3" in found.note
-    assert found.objective is not None
-    flat, base, *later = found.objective.tolist()
+    flat, base, *later = priors["inverter"]["objective"].tolist()  # as measured; `run` tells the best so far
     assert base < flat
     assert min(later, default=math.inf) > base
     linear = wild.prior().load(priors["inverter"], view).base
@@ -400,6 +399,7 @@ def test_the_ceiling_is_reached_on_none(name: str) -> None:
     assert ssim(result(attack, view), parts.private.pixels[:16]).mean() >= 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit-inverter", "unet-inverter"])
 def test_a_real_run_trains_once_a_defense(name: str, tiny_npz: Path, tmp_path: Path) -> None:
     attack = {"use": name, "steps": 3, "width": 16, "depth": 1}

@@ -22,6 +22,8 @@ FAULTY_ATTACKS: dict[str, dict[str, str]] = {
     "SystemEntropy": {"deterministic": "called twice with the same seed"},
     "Reseeds": {"shared state": "seeds torch's global generator"},
     "SetsThreads": {"shared state": "the number of torch threads from 1 to 3"},
+    "SetsOneThread": {"shared state": "the number of torch threads from what the run decides to 1"},
+    "HiddenTrainer": {"declaration": "acts in training, but `requires` does not say so"},
     "SetsDtype": {"shared state": "the default dtype from torch.float32 to torch.float64"},
     "SquareOnly": {"non-square": "[3, 32, 32]; it must be [3, 32, 24]"},
     "ColourOnly": {"grey": "it must be [1, 32, 32]"},

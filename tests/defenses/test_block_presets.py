@@ -175,7 +175,7 @@ def test_the_published_pieces_are_true(case: Case) -> None:
     if pieces is None:
         before, after = cut(case.images, 1), cut(case.encrypted(), 1)
         pieces = Pieces(1, moved=False, pixels="own", negated=recipe.negative != "none",
-                        nibbles=recipe.nibbles)
+                        nibbles=recipe.nibbles and recipe.negative != "none")
     else:
         assert pieces.size == case.defense.block
         before, after = cut(case.images, pieces.size), cut(case.encrypted(), pieces.size)

@@ -374,9 +374,12 @@ def test_a_teacher_that_cannot_serve_is_refused_early(teacher: str, shape: Any, 
         BnSynthesis(teacher=teacher).check(shape)
 
 
+def test_every_private_image_has_a_row_however_few_are_asked_for() -> None:
+    quick = BnSynthesis(images=3, steps=1, teacher_epochs=1)
+    assert quick.protect(coloured([0, 1, 0, 1]), None, generator(0)).labels.tolist() == [0, 1, 0, 1]
+
+
 def test_too_few_images_are_refused() -> None:
-    with pytest.raises(UserError, match="images=3 is below the 4 private images"):
-        BnSynthesis(images=3).protect(coloured([0, 1, 0, 1]), None, generator(0))
     with pytest.raises(UserError, match="fewer than 2 private images"):
         BnSynthesis().protect(coloured([0]), None, generator(0))
 

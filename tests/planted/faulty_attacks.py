@@ -105,6 +105,26 @@ class SetsThreads(Honest):
 
 
 @dataclass(frozen=True)
+class SetsOneThread(Honest):
+    """Take one thread, as many as a trial has."""
+
+    def run(self, view, priors, rng):
+        torch.set_num_threads(1)
+        return super().run(view, priors, rng)
+
+
+@dataclass(frozen=True)
+class HiddenTrainer(TrainingAttack):
+    """Act in training without saying so."""
+
+    requires = frozenset({"model", "public"})
+    default_threat = "white-box"
+
+    def run(self, view, priors, rng):
+        return Reconstruction(torch.rand(view.n_targets, *view.image_shape, generator=rng))
+
+
+@dataclass(frozen=True)
 class SetsDtype(Honest):
     """Compute in float64 from now on."""
 
