@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks import _ridge
-from ppbench.attacks._simulate import Simulated, joined, known_pairs, simulate
+from ppbench.attacks._simulate import ANYONE, Simulated, joined, known_pairs, named, simulate, targets_by_key
 from ppbench.blocks import cut
 from ppbench.codec import Tensors
 from ppbench.data import Images, Shape
@@ -114,6 +114,7 @@ class InverterPrior(Prior):
         width: channels or token width of the network.
         depth: blocks of the network.
         rate: highest learning rate (AdamW, Loshchilov & Hutter 2019; warm-up, then half a cosine to 0).
+        client: whose pairs are learnt from, where clients have keys of their own; -1 = everyone's.
     """
 
     needs = frozenset({"public", "algorithm", "pairs"})
@@ -122,6 +123,7 @@ class InverterPrior(Prior):
     width: int
     depth: int
     rate: float
+    client: int = ANYONE
 
     @abstractmethod
     def network(self, problem: Problem) -> nn.Module:
@@ -131,7 +133,7 @@ class InverterPrior(Prior):
         """Train under the regime that the view allows; return weights (`net.*`, `base.*`), `objective` and facts."""
         # library initialisers draw from global state: fenced off, and seeded from rng
         with torch.enable_grad(), seeded(int(torch.randint(2**62, (), generator=rng))) as own:
-            pairs = _telling_pairs(view)
+            pairs = _telling_pairs(view, self.client)
             found = []
             if pairs is None or len(pairs) < len(view.public):
                 found.append(self._from_own_keys(view, pairs, own))
@@ -238,16 +240,21 @@ class InverterAttack(Attack):
         """Name the inverter to train."""
 
     def priors(self, view: View) -> dict[str, Prior]:
-        """Name the inverter, which learns from public images and known pairs."""
-        return {"inverter": self.prior()}
+        """Name the inverter, which learns from public images and known pairs; one for each key that these tell of."""
+        return {named("inverter", client): replace(self.prior(), client=client) for client in targets_by_key(view)}
 
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
         """Return the inverter's estimate from each target's released image (and its label, where known)."""
-        found = priors["inverter"]
         labels = view.labels if "labels" in view.granted else torch.full((view.n_targets,), -1)
-        images = self.prior().load(found, view).estimate(view.images, labels)
-        return Reconstruction(images, aligned=view.has_partner, note=_note(found),
-                              objective=found["objective"].cummin(0).values)  # the best iterate is kept
+        images = torch.empty(view.n_targets, *view.image_shape)
+        notes, courses = [], []
+        for client, mine in targets_by_key(view).items():
+            found = priors[named("inverter", client)]
+            images[mine] = self.prior().load(found, view).estimate(view.images[mine], labels[mine])
+            notes.append(_note(found))
+            courses.append(found["objective"].cummin(0).values[[0, -1]])  # the best iterate is kept
+        return Reconstruction(images, aligned=view.has_partner, note=" | ".join(dict.fromkeys(notes)),
+                              objective=torch.stack(courses, 1))
 
 
 def problem_of(view: View, free: bool) -> Problem:
@@ -321,9 +328,9 @@ def _with_a_key_each(view: View) -> View:
     return View(replace(view.sealed, algorithm=algorithm))
 
 
-def _telling_pairs(view: View) -> Simulated | None:
+def _telling_pairs(view: View, client: int) -> Simulated | None:
     """Return the known pairs where they tell of the targets' key; keys of one's own tell as much otherwise."""
-    pairs = known_pairs(view) if view.algorithm.key_scope in ("client", "global") else None
+    pairs = known_pairs(view, client) if view.algorithm.key_scope in ("client", "global") else None
     return pairs if pairs is not None and len(pairs) >= HELD else None
 
 

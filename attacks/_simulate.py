@@ -10,6 +10,9 @@ from ppbench.data import Images
 from ppbench.defense import resize
 from ppbench.view import View
 
+ANYONE = -1
+"""In place of a client: all of them together."""
+
 
 @dataclass(frozen=True)
 class Simulated:
@@ -47,18 +50,40 @@ def simulate(view: View, public: Images, rng: torch.Generator) -> Simulated:
     return Simulated(public.pixels[own], release.images[made], public.labels[own])
 
 
-def known_pairs(view: View) -> Simulated | None:
-    """Return the known pairs under the victim's key; None where the threat model grants none, or there are none."""
-    if "pairs" not in view.granted or not len(view.pairs.plain):
+def known_pairs(view: View, client: int = ANYONE) -> Simulated | None:
+    """Return the known pairs under the victim's key; None where the threat model grants none, or there are none.
+
+    Args:
+        view: may hold pairs.
+        client: whose key, where clients have keys of their own.
+    """
+    if "pairs" not in view.granted:
         return None
     pairs = view.pairs
-    return Simulated(pairs.plain, pairs.protected, torch.full((len(pairs.plain),), -1))
+    rows = torch.arange(len(pairs.plain))
+    if client != ANYONE and pairs.clients is not None:
+        rows = rows[pairs.clients == client]
+    return Simulated(pairs.plain[rows], pairs.protected[rows], torch.full((len(rows),), -1)) if len(rows) else None
+
+
+def targets_by_key(view: View) -> dict[int, Tensor]:
+    """Return which targets `[n]` bool each client sent, of those whose keys known pairs tell of; or all as one."""
+    senders = view.release.clients
+    if "pairs" not in view.granted or senders is None:
+        return {ANYONE: torch.ones(view.n_targets, dtype=torch.bool)}
+    senders = senders[view.target_rows]
+    return {int(client): senders == client for client in senders.unique()}
 
 
 def joined(parts: list[Simulated]) -> Simulated:
     """Join several sets of pairs into one."""
     return Simulated(torch.cat([part.plain for part in parts]), torch.cat([part.released for part in parts]),
                      torch.cat([part.labels for part in parts]))
+
+
+def named(name: str, client: int) -> str:
+    """Name what was learnt of a client's key, or of everyone's."""
+    return name if client == ANYONE else f"{name} of client {client}"
 
 
 def _assigned(released: Tensor, labels: Tensor, public: Images) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks import _ridge
-from ppbench.attacks._simulate import Simulated, joined, known_pairs, simulate
+from ppbench.attacks._simulate import ANYONE, Simulated, joined, known_pairs, named, simulate, targets_by_key
 from ppbench.codec import Tensors
 from ppbench.data import Images, Shape
 from ppbench.seeding import spawn
@@ -27,14 +27,16 @@ class LinearMap(Prior):
 
     Attributes:
         draws: how often the public images are protected.
+        client: whose pairs are learnt from, where clients have keys of their own; -1 = everyone's.
     """
 
     needs = frozenset({"public", "algorithm", "pairs"})
     draws: int = 2
+    client: int = ANYONE
 
     def train(self, view: View, rng: torch.Generator) -> Tensors:
         """Return one linear map (`first.*`), or two of which the second corrects the first (`then.*`)."""
-        pairs = known_pairs(view) if view.algorithm.key_scope in ("client", "global") else None
+        pairs = known_pairs(view, self.client) if view.algorithm.key_scope in ("client", "global") else None
         if pairs is None or len(pairs) < FEWEST:
             return _under(FIRST, self._from_own_keys(view, rng))
         some, held = _halves(pairs)
@@ -75,15 +77,19 @@ class Linear(Attack):
             raise ValueError(f"draws is {self.draws}; it must be at least 1")
 
     def priors(self, view: View) -> dict[str, Prior]:
-        """Name the map, which depends on public images, algorithm and known pairs alone."""
-        return {"map": LinearMap(self.draws)}
+        """Name the map, which depends on public images, algorithm and known pairs alone; one for each key."""
+        return {named("map", client): LinearMap(self.draws, client) for client in targets_by_key(view)}
 
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
         """Apply the map to the targets' released images."""
-        found = priors["map"]
-        parts = [_of(FIRST, found), _of(THEN, found)]
-        note = ", then ".join(_ridge.describe(part) for part in parts if part)
-        return Reconstruction(_apply(found, view.images, view.image_shape), aligned=view.has_partner, note=note)
+        images = torch.empty(view.n_targets, *view.image_shape)
+        notes = []
+        for client, mine in targets_by_key(view).items():
+            found = priors[named("map", client)]
+            images[mine] = _apply(found, view.images[mine], view.image_shape)
+            parts = [_of(FIRST, found), _of(THEN, found)]
+            notes.append(", then ".join(_ridge.describe(part) for part in parts if part))
+        return Reconstruction(images, aligned=view.has_partner, note="; ".join(dict.fromkeys(notes)))
 
 
 def _fitted(some: Simulated, held: Simulated) -> Tensors:

@@ -1,6 +1,7 @@
 """Views of protected images, for tests of attacks that read the release."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,17 +47,20 @@ def natural(count: int, shape: tuple[int, int, int], seed: int) -> Images:
 
 
 def view_of(private: Images, public: Images, name: str, params: dict[str, object] | None = None,
-            scope: str | None = None, pairs: int = 0, quantise: int = 8, labels: bool = True) -> View:
+            scope: str | None = None, pairs: int = 0, quantise: int = 8, labels: bool = True, clients: int = 1) -> View:
     """What the adversary sees of images protected as the runner would; all of them are targets."""
-    algorithm = Algorithm(Ref("defenses", name, params or {}), scope, quantise)
+    algorithm = Algorithm(Ref("defenses", name, params or {}), scope, quantise, clients)
     defense = algorithm.defense
-    keys = draw_keys(defense, scope, len(private), private.shape, generator(1))
+    keys = draw_keys(defense, scope, len(private), private.shape, generator(1), clients)
     release = quantised(defense.protect(private, keys, generator(2)), quantise)
+    if scope == "client":
+        release = replace(release, clients=keys.owner)
     known = None
     if pairs:
         plain = public[:pairs]
-        more = keys_for_more(defense, keys, scope, pairs, public.shape, generator(3))
-        known = Pairs(plain.pixels, quantised(defense.protect(plain, more, generator(4)), quantise).images)
+        more = keys_for_more(defense, keys, scope, pairs, public.shape, generator(3), clients)
+        known = Pairs(plain.pixels, quantised(defense.protect(plain, more, generator(4)), quantise).images,
+                      more.owner if scope == "client" else None)
     granted = {"images", "public", "algorithm"} | ({"labels"} if labels else set()) | ({"pairs"} if pairs else set())
     return View(Sealed(granted=frozenset(granted), image_shape=private.shape, released_shape=release.shape,
                        n_targets=len(private), classes=2, labels=private.labels if labels else None, release=release,

@@ -43,6 +43,15 @@ def test_enough_known_pairs_break_a_permutation_under_one_key() -> None:
     assert errors(attacked(Linear(), blind).images, private.pixels).mean() > 0.05
 
 
+def test_the_pairs_of_every_client_tell_of_its_own_key() -> None:
+    rng = torch.Generator().manual_seed(0)
+    public = Images(torch.rand(240, 3, 4, 4, generator=rng), torch.arange(240) % 2, torch.arange(240))
+    private = Images(torch.rand(6, 3, 4, 4, generator=rng), torch.arange(6) % 2, torch.arange(6))
+    view = view_of(private, public, "block-scrambling", {"block": 2}, "client", pairs=200, clients=2)
+    assert set(Linear().priors(view)) == {"map of client 0", "map of client 1"}
+    assert errors(attacked(Linear(), view).images, private.pixels).max() < 1e-3
+
+
 def test_few_pairs_are_taken_only_where_they_help() -> None:
     view = view_of(PRIVATE, PUBLIC, "block-scrambling", {"block": 4}, "global", pairs=8)
     alone = view_of(PRIVATE, PUBLIC, "block-scrambling", {"block": 4}, "global")
