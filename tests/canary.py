@@ -12,7 +12,9 @@ import numpy as np
 
 STEP = 73
 KEY_STEP = 0x5DEECE66D
-_EVERY = 16  # of 256 pixels or numbers in a row, one in so many is looked at
+# Of 256 pixels or numbers in a row, one in so many is looked at: an odd number, as the low bytes of pointers in a table
+# rise by multiples of 16 every 8 or 16 bytes, which would look like an image.
+_EVERY = 15
 _CHUNK = 1 << 24
 
 
