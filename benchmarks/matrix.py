@@ -28,13 +28,14 @@ ATTACKS = [table["use"] for table in FULL["attack"]]
 TRAINS = {"memorization"}  # acts in the victim's training: a victim more for every defense
 PRIORS = {"gan-inversion": "shared", "vit-inverter": "own"}  # a generator for all, an inverter for each defense
 SCORES = '[score]\ngroups = ["ssim", "psnr", "task"]\n'
+BRIEF = "gan-inversion,prior_steps=2,steps=2"
 TWICE = ["none", "mixup", "mixup,patch=8", "pixelate"]
 
 
 def main() -> None:
     """Measure, and print the table."""
     asked = options(__doc__ or "")
-    defenses, attacks, scores = (["none", "mixup"], ["blind", "jigsaw", "gan-inversion"], SCORES) if asked.quick else \
+    defenses, attacks, scores = (["none", "mixup"], ["blind", "jigsaw", BRIEF], SCORES) if asked.quick else \
         (DEFENSES, ATTACKS, "")
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -57,7 +58,7 @@ def generators(scratch: Path) -> list[Figure]:
     found = []
     for defenses in (TWICE[:2], TWICE):
         name = f"gan-{len(defenses)}"
-        timed(scratch, name, defenses, ["gan-inversion,prior_steps=2,steps=2"], '[score]\ngroups = ["psnr"]\n')
+        timed(scratch, name, defenses, [BRIEF], '[score]\ngroups = ["psnr"]\n')
         found.append(equal(f"gan-inversion against {len(defenses)} defenses", "generators trained",
                            made(scratch / name, "prior"), 1))
     return found
@@ -65,10 +66,11 @@ def generators(scratch: Path) -> list[Figure]:
 
 def counts(case: str, output: Path, defenses: list[str], attacks: list[str], guesses: int) -> list[Figure]:
     """Hold what was computed against what D defenses x A attacks need."""
-    shared = sum(PRIORS.get(attack) == "shared" for attack in attacks)
-    own = sum(PRIORS.get(attack) == "own" for attack in attacks)
+    names = [attack.partition(",")[0] for attack in attacks]
+    shared = sum(PRIORS.get(name) == "shared" for name in names)
+    own = sum(PRIORS.get(name) == "own" for name in names)
     wanted = {"release": len(defenses) + 1,  # and the plain images', for the accuracy beside
-              "victim": len(defenses) * (1 + len(TRAINS & set(attacks))),
+              "victim": len(defenses) * (1 + len(TRAINS & set(names))),
               "prior": guesses + shared + own * len(defenses)}
     return [equal(case, f"{kind}s computed", made(output, kind), count) for kind, count in wanted.items()]
 
