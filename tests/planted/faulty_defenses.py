@@ -285,7 +285,11 @@ class AtHomeOnly(Plain):
     """Rest on the number of the process."""
 
     def encrypt(self, images, key, rng):
-        return images.roll(1 + os.getpid() % 13, 2)
+        return images[:, :, self._rows(images.shape[2])]
 
     def decrypt(self, images, key, shape):
-        return images.roll(-1 - os.getpid() % 13, 2)
+        return images[:, :, self._rows(images.shape[2]).argsort()]
+
+    @staticmethod
+    def _rows(height):
+        return torch.randperm(height, generator=torch.Generator().manual_seed(os.getpid()))
