@@ -19,7 +19,7 @@ from ppbench.codec import Tensors
 from ppbench.defense import resize
 from ppbench.errors import NotApplicable
 from ppbench.seeding import spawn
-from ppbench.victim import prepare
+from ppbench.updates import prepare
 from ppbench.view import View
 
 AT_ONCE = 64  # images whose gradients are computed together: bounds the memory

@@ -119,19 +119,19 @@ def unpermute_pixels(blocks: Tensor, order: Tensor) -> Tensor:
     return permute_pixels(blocks, order.argsort(-1))
 
 
-def split_nibbles(blocks: Tensor) -> Tensor:
-    """Split 8-bit values into their high and low 4 bits: twice the channels, the high ones first, in [0, 1].
+def split_nibbles(images: Tensor) -> Tensor:
+    """Split 8-bit images `[N, C, H, W]` into their high and low 4 bits: `[N, 2 C, H, W]`, high first, in [0, 1].
 
     Values between two of the 256 levels are rounded.
     """
-    levels = (blocks * 255).round()
+    levels = (images * 255).round()
     high = (levels / 16).floor()
-    return torch.cat([high, levels - 16 * high], 2) / 15
+    return torch.cat([high, levels - 16 * high], 1) / 15
 
 
-def join_nibbles(blocks: Tensor) -> Tensor:
+def join_nibbles(halves: Tensor) -> Tensor:
     """Join high and low 4 bits to 8-bit values: the inverse of `split_nibbles`."""
-    high, low = (blocks * 15).round().chunk(2, 2)
+    high, low = (halves * 15).round().chunk(2, 1)
     return (16 * high + low) / 255
 
 

@@ -6,6 +6,7 @@ Dauphin & Lopez-Paz, "mixup: Beyond empirical risk minimization", ICLR 2018 (arX
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,14 +17,19 @@ from ppbench.data import Images, Shape
 from ppbench.defense import Keys, PerImageDefense, Release, resize
 from ppbench.defenses._mixing import Mixture, dirichlet_shares, members
 from ppbench.errors import UserError
-from ppbench.model import Model, vit_patch
+from ppbench.model import Model
+from ppbench.vit.mixed import for_mixtures
+from ppbench.vit.pevit import without_order
+from ppbench.vit.shape import vit_shape
 
 
 @dataclass(frozen=True)
 class Mixup(PerImageDefense):
     """Average the 2 x 2 sub-patches of every patch (Hao et al. 2023), or mix k whole images (Zhang et al. 2018).
 
-    Sub-patches (`images` = 1): half the side, the order of the patches kept.
+    Sub-patches (`images` = 1): half the side, the order of the patches kept. The victim is a ViT (any plain one of
+    timm's) with one token a mixture; in the paper its position embedding stays, and the reference-based encoding
+    goes with shuffled patches.
 
     Whole images (`images` >= 2): release i is a weighted sum of private image i and others of the set, drawn anew for
     each; `soft_labels` are the shares by class. Image i has the largest share (in the paper any share), so that the two
@@ -35,11 +41,16 @@ class Mixup(PerImageDefense):
         images: how many whole images make up a release (the paper: 2); 1 = sub-patches.
         alpha: of the Dirichlet distribution of the shares (two images: the paper's Beta(alpha, alpha); there 1 on
             CIFAR-10): small = one image dominates, large = equal shares; only for whole images.
+        positions: leave the ViT its position embedding; only for sub-patches.
+        rpe: give the ViT the reference-based encoding of `patch-shuffle`; only for sub-patches.
     """
 
+    victim_params: ClassVar[frozenset[str]] = frozenset({"positions", "rpe"})
     patch: int = 4
     images: int = 1
     alpha: float = 1.0
+    positions: bool = True
+    rpe: bool = False
 
     def __post_init__(self) -> None:
         if self.images < 1:
@@ -85,10 +96,18 @@ class Mixup(PerImageDefense):
         return resize(images, shape)
 
     def adapt(self, model: Model, keys: Keys | None) -> Model:
-        """Halve the image and patch side of a timm ViT, so that it sees one mixture a token (whole images: nothing)."""
-        patch = None if self._whole else vit_patch(model)
-        if patch is None:
+        """Return a timm ViT that sees one mixture a token, its weights taken over; any other network as it is.
+
+        Raises:
+            UserError: a patch of the ViT would see a part of a mixture.
+        """
+        vit = None if self._whole else vit_shape(model)
+        if vit is None:
             return model
-        size = model.kwargs["img_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        return model.with_kwargs(img_size=[height // 2, width // 2], patch_size=max(1, patch // 2))
+        if any(side % self.patch for side in vit.patch):
+            height, width = vit.patch
+            other = "" if height % 2 else f", or patch = {height}"  # only an even patch can be mixed
+            raise UserError(f"mixup: the ViT's patches of {height} x {width} pixels do not hold whole mixed patches of "
+                            f"{self.patch} x {self.patch}: set patch_size = {self.patch} in the kwargs of [victim]"
+                            f"{other}")
+        return without_order(for_mixtures(model, vit, self.patch), positions=self.positions, rpe=self.rpe)

@@ -4,12 +4,13 @@ from pathlib import Path
 
 from ppbench import codec
 from ppbench.attack import Reconstruction
+from ppbench.files import write_atomic
 from ppbench.flow import Flow, StageFailed
 from ppbench.plan import Cell, Plan
 from ppbench.results import Row, base_row, write_row
 from ppbench.rundir import Contents, home
 from ppbench.score import Sheet
-from ppbench.store import Artefact, write_atomic
+from ppbench.store import Artefact
 
 LOG_END = 64 * 1024
 
@@ -28,7 +29,8 @@ async def make_row(plan: Plan, cell: Cell, folder: Path, flow: Flow) -> Contents
             found, outer = await flow.reconstruction(cell)
             sheet = await flow.sheet(cell, found, outer)
             accuracies = await _accuracies(plan, cell, flow)
-            row |= _scored(plan, cell, found, outer, sheet) | accuracies
+            scored = _scored(plan, cell, found, outer, sheet)
+            row |= accuracies | scored | {"note": "; ".join(filter(None, [scored["note"], accuracies.get("note")]))}
             row["status"] = "ok"
             timings = {"attack": found.seconds, "score": sheet.seconds}
             artefacts = {"reconstruction": found.sha256, "scores": sheet.sha256}
@@ -50,12 +52,14 @@ async def _accuracies(plan: Plan, cell: Cell, flow: Flow) -> Row:
     """Return task accuracy on this release, without the training attack, and on unprotected images."""
     if "task" not in plan.score.groups:
         return {}
-    honest = (await flow.victim(cell)).info["accuracy"]
-    reached = honest
-    if cell.attack.trains:
-        reached = (await flow.victim(cell, cell.attack.refs[0])).info["accuracy"]
-    plain = (await flow.plain_victim(cell)).info["accuracy"]
-    return {"task_accuracy": reached, "task_accuracy_honest": honest, "task_accuracy_plain": plain}
+    honest = await flow.victim(cell)
+    reached = await flow.victim(cell, cell.attack.refs[0]) if cell.attack.trains else honest
+    plain = await flow.plain_victim(cell)
+    adapted = (await flow.start(cell)).info["adapted"]
+    warning = honest.info["warning"]
+    return {"task_accuracy": reached.info["accuracy"], "task_accuracy_honest": honest.info["accuracy"],
+            "task_accuracy_plain": plain.info["accuracy"], "victim_adapted": adapted,
+            "note": f"victim: {warning}" if warning else ""}
 
 
 def _scored(plan: Plan, cell: Cell, found: Artefact, outer: Artefact | None, scored: Artefact) -> Row:

@@ -36,11 +36,12 @@ def cli() -> None:
 @click.option("--engine", type=click.Choice(["processes", "inline"]), default="processes", show_default=True,
               help="One process a cell, or all in this one (for debugging).")
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes at once; default: the number of cores.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N; auto = CUDA where there is one.")
 @click.option("--dry-run", is_flag=True, help="Check everything, list the cells, compute nothing.")
 @click.option("--fresh", is_flag=True, help="Forget the rows of an earlier run of this name.")
 def run(suite: str | None, datasets: tuple[str, ...], defenses: tuple[str, ...], attacks: tuple[str, ...],
         threats: tuple[str, ...], seeds: tuple[int, ...], output: Path, name: str | None, engine: str,
-        jobs: int | None, dry_run: bool, fresh: bool) -> None:
+        jobs: int | None, device: str, dry_run: bool, fresh: bool) -> None:
     """Run a matrix of attacks and defenses: SUITE.toml, a built-in suite's name, or none for `photos`.
 
     Flags replace that axis of the suite. A SPEC takes parameters: NAME,key=value,key=value. The same command finds
@@ -52,7 +53,7 @@ def run(suite: str | None, datasets: tuple[str, ...], defenses: tuple[str, ...],
     origin = suite or "the built-in suite"
     replaced = {
         "dataset": [_anchored(dataset_table(spec)) for spec in datasets],
-        "defense": [_anchored(defense_table(spec)) for spec in defenses],
+        "defense": [_with_files(_anchored(defense_table(spec))) for spec in defenses],
         "attack": [_anchored(attack_table(spec)) for spec in attacks],
     }
     tables |= {axis: found for axis, found in replaced.items() if found}
@@ -66,7 +67,7 @@ def run(suite: str | None, datasets: tuple[str, ...], defenses: tuple[str, ...],
         tables["name"] = name
     elif any(replaced.values()) or seeds or threats:
         tables["name"] = f"{tables.get('name', 'run')}-{_digest(tables)}"
-    _run(tables, origin, folder, output, engine, jobs, dry_run, fresh)
+    _run(tables, origin, folder, output, engine, jobs, device, dry_run, fresh)
 
 
 def _tables(suite: dict[str, Any], axis: str) -> list[dict[str, Any]]:
@@ -77,17 +78,18 @@ def _tables(suite: dict[str, Any], axis: str) -> list[dict[str, Any]]:
 
 
 def _run(tables: dict[str, Any], origin: str, folder: Path, output: Path, engine: str, jobs: int | None,
-         dry_run: bool, fresh: bool) -> None:
+         device: str, dry_run: bool, fresh: bool) -> None:
     from ppbench.suite import validate
 
     suite = validate(tables, origin)
 
+    from ppbench.device import find_device
     from ppbench.display import Terminal, print_matrix
     from ppbench.plan import make_plan
     from ppbench.runner import RunOptions, check
     from ppbench.runner import run as run_plan
 
-    plan = make_plan(suite, folder)
+    plan = make_plan(suite, folder, find_device(device))
     if dry_run:
         check(plan)
         for cell in plan.cells:
@@ -206,6 +208,17 @@ def _anchored(table: dict[str, Any]) -> dict[str, Any]:
     if path:
         return {**table, "use": f"{kind}:{Path(path).expanduser().resolve()}"}
     return table
+
+
+def _with_files(table: dict[str, Any]) -> dict[str, Any]:
+    """Make the files that a defense's parameters name relative to the working folder as well."""
+    from ppbench.plugins import load_class
+
+    named = [key for key in table if isinstance(table[key], str) and table[key] and key != "use"]
+    if not named:
+        return table
+    files = getattr(load_class("defenses", table["use"].partition(",")[0]), "files", ())
+    return {**table, **{key: str(Path(table[key]).expanduser().resolve()) for key in named if key in files}}
 
 
 def main() -> None:

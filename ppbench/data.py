@@ -35,6 +35,10 @@ class Images:
     def __getitem__(self, rows: Tensor | slice) -> "Images":
         return Images(self.pixels[rows], self.labels[rows], self.ids[rows])
 
+    def to(self, device: torch.device) -> "Images":
+        """Return the images on a device."""
+        return Images(self.pixels.to(device), self.labels.to(device), self.ids.to(device))
+
     @property
     def shape(self) -> Shape:
         """Return (C, H, W)."""

@@ -1,8 +1,8 @@
 """The defense contract: keys, release, and the class a defense derives from."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class Release:
         extras: whatever else is published with the images, say a teacher's logits.
         soft_labels: `[M, classes]` shares that sum to 1, where a released image stands for several classes; the
             victim learns these. A class that no private image has may be missing at the end.
+        temperature: at which the shares were taken (a teacher's logits are divided by it; Hinton et al. 2015).
         clients: `[M]` int64: who sent each image, where clients have keys of their own (the frame fills it in).
     """
 
@@ -53,6 +54,7 @@ class Release:
     source: Tensor | None
     extras: Tensors = field(default_factory=dict)
     soft_labels: Tensor | None = None
+    temperature: float = 1.0
     clients: Tensor | None = None
 
     def __len__(self) -> int:
@@ -63,6 +65,12 @@ class Release:
         """Return (c, h, w) of the released images."""
         _, c, h, w = self.images.shape
         return c, h, w
+
+
+def on_cpu(release: Release) -> Release:
+    """Return a release whose tensors live in main memory."""
+    parts: dict[str, Any] = {name: value.cpu() for name, value in vars(release).items() if isinstance(value, Tensor)}
+    return replace(release, **parts, extras={name: value.cpu() for name, value in release.extras.items()})
 
 
 @dataclass(frozen=True)
@@ -95,10 +103,15 @@ class Defense(ABC):
         key_scopes: how far one key may be reused, the default first; empty = the defense has no key.
         partnered: released image i is made from private image i (with others, maybe), and making it costs little, so
             that an adversary may run the defense again and again; False: the release is made from the whole set.
+        victim_params: names of parameters that only `adapt` reads: defenses that differ in these alone share keys and
+            release.
+        files: names of parameters that are paths of files, relative to the suite; the plug-in is given absolute ones.
     """
 
     key_scopes: ClassVar[tuple[KeyScope, ...]] = ()
     partnered: ClassVar[bool] = True
+    victim_params: ClassVar[frozenset[str]] = frozenset()
+    files: ClassVar[tuple[str, ...]] = ()
 
     def check(self, shape: Shape) -> None:
         """Refuse images of a shape (C, H, W) that the parameters cannot serve.
@@ -128,7 +141,18 @@ class Defense(ABC):
         return resize(release.images, shape)
 
     def adapt(self, model: Model, keys: Keys | None) -> Model:
-        """Return the victim's architecture for protected images."""
+        """Return the victim's network for protected images.
+
+        Args:
+            model: the plain network with its starting weights, the same for every defense.
+            keys: the clients' (K clients with keys of their own: K of them).
+
+        Returns:
+            The network to start from; without weights (`state` None), fresh ones are drawn.
+
+        Raises:
+            UserError: the network does not fit the protection, say patches of another size than the blocks.
+        """
         return model
 
     def protect_update(self, update: Update, rng: torch.Generator) -> Update:
@@ -166,7 +190,7 @@ class PerImageDefense(Defense):
 
 
 def draw_keys(defense: Defense, scope: KeyScope | None, count: int, shape: Shape,
-              rng: torch.Generator, clients: int = 1) -> Keys | None:
+              rng: torch.Generator, clients: int = 1, owner: Tensor | None = None) -> Keys | None:
     """Draw the keys for `count` images; None = no key.
 
     Args:
@@ -175,7 +199,8 @@ def draw_keys(defense: Defense, scope: KeyScope | None, count: int, shape: Shape
         count: number of images.
         shape: (C, H, W) of them.
         rng: draws the keys, and who holds which image.
-        clients: how many there are (scope `client`); each holds as many images as the others, or one more.
+        clients: how many there are (scope `client`).
+        owner: `[count]` who holds which image (scope `client`); None = each as many as the others, or one more.
     """
     if scope is None:
         return None
@@ -183,7 +208,7 @@ def draw_keys(defense: Defense, scope: KeyScope | None, count: int, shape: Shape
         return Keys(defense.keys(count, shape, rng), torch.arange(count))
     if scope == "global":
         return Keys(defense.keys(1, shape, rng), torch.zeros(count, dtype=torch.int64))
-    return Keys(defense.keys(clients, shape, rng), _dealt(count, clients, rng))
+    return Keys(defense.keys(clients, shape, rng), _dealt(count, clients, rng) if owner is None else owner)
 
 
 def keys_for_more(defense: Defense, keys: Keys | None, scope: KeyScope | None, count: int, shape: Shape,

@@ -1,29 +1,53 @@
 """What a person sees on the terminal: progress with time left, then the matrix."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from ppbench.plan import Cell
 from ppbench.results import Row
 from ppbench.verdicts import Verdict
 
 
+class _Now(ProgressColumn):
+    """What runs, and how far it is."""
+
+    max_refresh = 0.5
+
+    def __init__(self, terminal: "Terminal") -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def render(self, task: Task) -> Text:
+        """Ask anew at every refresh."""
+        return Text(self.terminal.now(), style="dim")
+
+
 class Terminal:
     """Shows a run: a bar on a terminal, one plain line a row otherwise."""
 
     def __init__(self) -> None:
+        self.now: Callable[[], str] = lambda: ""
         self.console = Console(stderr=True, highlight=False)
         self.live = self.console.is_terminal
-        self._running: dict[str, int] = {}
         self._total = self._done = 0
         self._progress = Progress(TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                                   TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True),
-                                  TextColumn("{task.fields[now]}", style="dim"), console=self.console)
+                                  _Now(self), console=self.console)
         self._task: Any = None
 
     def __enter__(self) -> "Terminal":
@@ -40,14 +64,11 @@ class Terminal:
             self.console.print(f"{kept} of {cells} cells are finished already")
         if self.live:
             self._progress.start()
-            self._task = self._progress.add_task("cells", total=cells, completed=kept, now="")
+            self._task = self._progress.add_task("cells", total=cells, completed=kept)
 
-    def stage(self, kind: str, begins: bool) -> None:
-        """Show which stages run."""
-        self._running[kind] = self._running.get(kind, 0) + (1 if begins else -1)
-        if self._task is not None:
-            now = " ".join(kind if n == 1 else f"{n} {kind}" for kind, n in self._running.items() if n > 0)
-            self._progress.update(self._task, now=now)
+    def watch(self, now: Callable[[], str]) -> None:
+        """Take a function that says what runs."""
+        self.now = now
 
     def row(self, cell: Cell, row: Row, seconds: float) -> None:
         """Show a finished cell."""
@@ -93,7 +114,8 @@ def print_matrix(rows: Sequence[Row], verdicts: Mapping[str, Verdict]) -> None:
 
 
 def _matrix(block: Sequence[Row], verdicts: Mapping[str, Verdict]) -> Table:
-    defenses = _names(block, ("defense",), ("defense_params", "key_scope", "clients", "quantise"))
+    deployed = ("defense_params", "key_scope", "clients", "quantise", "victim", "victim_params")
+    defenses = _names(block, ("defense",), deployed)
     attacks = _names(block, ("attack",), ("threat", "attack_params", "threat_params"))
     entries = dict(zip(zip(defenses, attacks, strict=True), block, strict=True))
     table = Table(show_lines=True)

@@ -1,13 +1,16 @@
 """The data flow of a run: who needs what. Each artefact is made once, however many cells ask for it."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ppbench.engine.job import Engine, Job, Limits, Status
+from ppbench.partial import read_progress
 from ppbench.plan import Cell, DatasetPlan, DefensePlan, Plan
 from ppbench.plugins import is_file
+from ppbench.recipe import Recipe
 from ppbench.ref import Ref
 from ppbench.seeding import derive_seed
 from ppbench.sources import code_digest
@@ -15,6 +18,7 @@ from ppbench.store import Artefact, Store, json_digest
 from ppbench.threat import ThreatModel
 
 GUESSED = ("ssim", "lpips", "identification")
+PLAIN: dict[str, Any] = {"defense": None, "key_scope": None, "quantise": 8, "clients": 1}
 
 
 class StageFailed(Exception):
@@ -55,8 +59,16 @@ class Flow:
         self.engine = engine
         self.files = files
         self.computed: dict[str, int] = {}
-        self.on_stage: Callable[[str, bool], None] = lambda kind, begins: None
+        self.running: dict[str, tuple[str, Path]] = {}
         self._made: dict[str, asyncio.Task[Artefact]] = {}
+
+    def now(self) -> str:
+        """Say what runs, and how far those are that say so."""
+        counts: dict[str, int] = {}
+        for kind, folder in list(self.running.values()):
+            said = read_progress(folder)
+            counts[f"{kind} {said}".rstrip()] = counts.get(f"{kind} {said}".rstrip(), 0) + 1
+        return ", ".join(what if n == 1 else f"{n} {what}" for what, n in counts.items())
 
     async def make(self, step: Step) -> Artefact:
         """Return the artefact of a step.
@@ -81,16 +93,16 @@ class Flow:
         found = self.store.find(step.kind, key)
         if found is not None:
             return found
-        limits = self.plan.limits
+        limits, partial = self.plan.limits, self.store.partial(step.kind, key)
         with self.store.scratch() as scratch:
             job = Job(step.stage, {name: str(found.path) for name, found in step.inputs.items()}, dict(step.params),
                       step.seed, Limits(limits.seconds, limits.memory_mib, limits.threads),
-                      str(scratch / "output.safetensors"), str(scratch / "log.txt"))
-            self.on_stage(step.kind, True)
+                      str(scratch / "output.safetensors"), str(scratch / "log.txt"), self.plan.device, str(partial))
+            self.running[key] = (step.kind, partial)
             try:
                 outcome = await self.engine.run(job)
             finally:
-                self.on_stage(step.kind, False)
+                del self.running[key]
             log = scratch / "log.txt"
             if outcome.status != "ok":
                 text = log.read_text(errors="replace") if log.exists() else ""
@@ -108,41 +120,85 @@ class Flow:
                   "seed": derive_seed(seed, "split", dataset.ref.identity), "content": dataset.content}
         return await self.make(Step("split", "split", {}, params, 0, (dataset.ref.code,)))
 
-    async def keys(self, cell: Cell) -> Artefact:
-        """The client's keys."""
+    async def clients(self, cell: Cell) -> Artefact:
+        """Who holds which image: the same for every defense."""
         inputs = {"split": await self.split(cell.dataset, cell.seed)}
-        seed = derive_seed(cell.seed, "keys", cell.defense.identity())
-        return await self.make(Step("keys", "keys", inputs, self._deployed(cell.defense), seed,
-                                    (cell.defense.ref.code,)))
+        params = {"clients": max(cell.victim.clients, cell.defense.clients), "skew": cell.victim.skew}
+        return await self.make(Step("clients", "clients", inputs, params, derive_seed(cell.seed, "clients", params)))
+
+    async def keys(self, cell: Cell) -> Artefact:
+        """The clients' keys."""
+        inputs = {"split": await self.split(cell.dataset, cell.seed)}
+        if cell.defense.key_scope == "client":
+            inputs["clients"] = await self.clients(cell)
+        defense = cell.defense.protection()
+        seed = derive_seed(cell.seed, "keys", defense.identity())
+        return await self.make(Step("keys", "keys", inputs, self._deployed(defense), seed, (defense.ref.code,)))
 
     async def release(self, cell: Cell) -> Artefact:
         """What the defense lets out, and the test images as a client would send them."""
         inputs = {"split": await self.split(cell.dataset, cell.seed), "keys": await self.keys(cell)}
-        params = {**self._deployed(cell.defense), "targets": self.plan.targets}
-        seed = derive_seed(cell.seed, "release", cell.defense.identity())
-        return await self.make(Step("release", "release", inputs, params, seed, (cell.defense.ref.code,)))
+        defense = cell.defense.protection()
+        params = {**self._deployed(defense), "targets": self.plan.targets}
+        seed = derive_seed(cell.seed, "release", defense.identity())
+        return await self.make(Step("release", "release", inputs, params, seed, (defense.ref.code,)))
 
     async def start(self, cell: Cell) -> Artefact:
-        """The victim's public starting weights."""
-        inputs = {"split": await self.split(cell.dataset, cell.seed), "keys": await self.keys(cell)}
-        params = {**self._deployed(cell.defense), "recipe": asdict(cell.victim)}
-        seed = derive_seed(cell.seed, "start", asdict(cell.victim))
-        return await self.make(Step("start", "start", inputs, params, seed, (cell.defense.ref.code,)))
+        """The victim's public starting weights, as the defense adapts them."""
+        keys, defense = await self.keys(cell), cell.defense
+        return await self.make(await self._start(cell, keys, self._deployed(defense), (defense.ref.code,)))
 
-    async def victim(self, cell: Cell, trainer: Ref | None = None) -> Artefact:
-        """The trained victim; with a training attack, trained under its hand."""
-        return await self.make(self._training(cell, await self.start(cell), await self.release(cell), trainer))
+    async def victim(self, cell: Cell, trainer: Ref | None = None, until: int | None = None) -> Artefact:
+        """The trained victim; with a training attack, under its hand; or as it is after so many rounds."""
+        keys, release, start = await self.keys(cell), await self.release(cell), await self.start(cell)
+        plain_keys, plain_release = await self._unprotected(cell)
+        if release.sha256 == plain_release.sha256:  # nothing is protected: one victim with the plain one
+            return await self.make(await self._training(cell, start, plain_keys, plain_release, trainer, until=until))
+        return await self.make(await self._training(cell, start, keys, release, trainer, cell.defense, until))
 
     async def plain_victim(self, cell: Cell) -> Artefact:
         """The same victim trained on unprotected images; one artefact with that of the defense `none`."""
-        deployed = {"defense": None, "key_scope": None, "quantise": 8, "clients": 1}
+        keys, release = await self._unprotected(cell)
+        start = await self.make(await self._start(cell, keys, PLAIN, ()))
+        return await self.make(await self._training(cell, start, keys, release))
+
+    async def _unprotected(self, cell: Cell) -> tuple[Artefact, Artefact]:
         split = await self.split(cell.dataset, cell.seed)
-        keys = await self.make(Step("keys", "keys", {"split": split}, deployed, 0))
-        release = Step("release", "release", {"split": split, "keys": keys},
-                       {**deployed, "targets": self.plan.targets}, 0)
-        start = Step("start", "start", {"split": split, "keys": keys}, {**deployed, "recipe": asdict(cell.victim)},
-                     derive_seed(cell.seed, "start", asdict(cell.victim)))
-        return await self.make(self._training(cell, await self.make(start), await self.make(release)))
+        keys = await self.make(Step("keys", "keys", {"split": split}, PLAIN, 0))
+        return keys, await self.make(Step("release", "release", {"split": split, "keys": keys},
+                                          {**PLAIN, "targets": self.plan.targets}, 0))
+
+    async def _start(self, cell: Cell, keys: Artefact, deployed: dict[str, Any], code: tuple[str, ...]) -> Step:
+        inputs = {"split": await self.split(cell.dataset, cell.seed), "keys": keys}
+        recipe = cell.victim.architecture()
+        if cell.victim.weights:
+            inputs["weights"] = await self._weights(cell.victim)
+        return Step("start", "start", inputs, {**deployed, "recipe": recipe}, derive_seed(cell.seed, "start", recipe),
+                    code)
+
+    async def _weights(self, recipe: Recipe) -> Artefact:
+        """Weights that a victim starts from, out of a file or from whoever publishes them."""
+        path = self.plan.weights.get(recipe.weights)
+        if path is None:
+            return await self.make(Step("weights", "weights", {}, {"model": recipe.model, "kwargs": recipe.kwargs}, 0))
+        ref = Ref("weights", recipe.weights, file=str(path)).as_json()
+        return await self.make(Step("weights", "weights", {}, {"file": ref}, 0))
+
+    async def _training(self, cell: Cell, start: Artefact, keys: Artefact, release: Artefact,
+                        trainer: Ref | None = None, defense: DefensePlan | None = None,
+                        until: int | None = None) -> Step:
+        """Training on a release; `defense` None = nothing is protected."""
+        recipe = cell.victim
+        code: tuple[str, ...] = (trainer.code,) if trainer else ()
+        inputs = {"start": start, "release": release}
+        params = {"recipe": asdict(recipe), "until": until, **({"ref": self._ref(trainer)} if trainer else {})}
+        if recipe.clients > 1:
+            inputs["clients"] = await self.clients(cell)
+        if recipe.renews:  # the clients' own images, keys and defense take part in every epoch
+            inputs |= {"split": await self.split(cell.dataset, cell.seed), "keys": keys}
+            params |= PLAIN if defense is None else self._deployed(defense.protection())
+            code += () if defense is None else (defense.ref.code,)
+        return Step("victim", "victim", inputs, params, derive_seed(cell.seed, "victim", asdict(recipe)), code)
 
     # --- what an adversary gets
 
@@ -155,18 +211,19 @@ class Flow:
             inputs["victim"] = await self.victim(cell, attack)
         elif "gradients" in threat.grants:
             model = {"start": await self.start(cell)} if threat.round == "first" else \
-                {"victim": await self.victim(cell)}
+                {"victim": await self.victim(cell, until=None if threat.round == "last" else threat.round)}
             update = Step("update", "update", {**model, "release": inputs["release"]},
                           {**self._deployed(cell.defense), **self._against(threat)},
-                          derive_seed(cell.seed, "update", cell.defense.identity(), threat.settings()),
+                          derive_seed(cell.seed, "update", cell.defense.protection().identity(), threat.settings()),
                           (cell.defense.ref.code,))
             inputs |= {**model, "update": await self.make(update)}
         elif "model" in threat.grants:
             inputs["victim"] = await self.victim(cell)
         if "pairs" in threat.grants:
             pairs = Step("pairs", "pairs", {name: inputs[name] for name in ("split", "keys")},
-                         {**self._deployed(cell.defense), **self._against(threat)},
-                         derive_seed(cell.seed, "pairs", cell.defense.identity()), (cell.defense.ref.code,))
+                         {**self._deployed(cell.defense.protection()), **self._against(threat)},
+                         derive_seed(cell.seed, "pairs", cell.defense.protection().identity()),
+                         (cell.defense.ref.code,))
             inputs["pairs"] = await self.make(pairs)
         params = {**self._deployed(cell.defense), **self._against(threat)}
         view = await self.make(Step("view", "view", inputs, params, 0, (cell.defense.ref.code,)))
@@ -175,7 +232,8 @@ class Flow:
         asked = Step("queries", "queries", {"view": view}, {"ref": self._ref(attack), "most": threat.queries},
                      derive_seed(cell.seed, "queries", attack.identity), (attack.code,))
         answers = Step("answers", "answers", {"queries": await self.make(asked), "keys": inputs["keys"]},
-                       self._deployed(cell.defense), derive_seed(cell.seed, "answers", cell.defense.identity()),
+                       self._deployed(cell.defense.protection()),
+                       derive_seed(cell.seed, "answers", cell.defense.protection().identity()),
                        (cell.defense.ref.code,))
         inputs["answers"] = await self.make(answers)
         return await self.make(Step("view", "view", inputs, params, 0, (cell.defense.ref.code,)))
@@ -258,11 +316,6 @@ class Flow:
                   "labels_known": bool({"labels", "training"} & cell.threat.grants)}
         return await self.make(Step("score", "score", inputs, params, derive_seed(cell.seed, "score")))
 
-    def _training(self, cell: Cell, start: Artefact, release: Artefact, trainer: Ref | None = None) -> Step:
-        params = {"recipe": asdict(cell.victim), **({"ref": self._ref(trainer)} if trainer else {})}
-        return Step("victim", "victim", {"start": start, "release": release}, params,
-                    derive_seed(cell.seed, "victim", asdict(cell.victim)), (trainer.code,) if trainer else ())
-
     def _deployed(self, defense: DefensePlan) -> dict[str, Any]:
         return {"defense": self._ref(defense.ref), "key_scope": defense.key_scope, "quantise": defense.quantise,
                 "clients": defense.clients}
@@ -281,5 +334,6 @@ def _identity(params: Any) -> Any:
     """Strip from references what differs between folders but not between results: files, and the code in the key."""
     if isinstance(params, dict):
         is_ref = params.keys() >= {"group", "name", "file", "code"}
-        return {name: _identity(value) for name, value in params.items() if not (is_ref and name in ("file", "code"))}
+        left = ("file", "code", "files") if is_ref else ()
+        return {name: _identity(value) for name, value in params.items() if name not in left}
     return params

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ppbench.codec import Tensors
@@ -115,19 +114,8 @@ def is_timm_vit(factory: str) -> bool:
         return False
     import timm
 
-    return timm.is_model(name) and timm.model_entrypoint(name).__module__.endswith(".vision_transformer")
-
-
-def vit_patch(model: Model) -> int | None:
-    """Return the side of a timm ViT's patches; None for any other network."""
-    if not is_timm_vit(model.factory):
-        return None
-    if "patch_size" in model.kwargs:
-        return int(model.kwargs["patch_size"])
-    with torch.device("meta"):  # only the shapes are wanted
-        net: Any = make_network(model.factory, {name: value for name, value in model.kwargs.items()
-                                                if name != "img_size"})
-    return int(net.patch_embed.patch_size[0])
+    return timm.is_model(name) and timm.model_entrypoint(name).__module__.endswith(
+        (".vision_transformer", ".deit"))
 
 
 def for_images(factory: str, kwargs: Mapping[str, Any], shape: Shape, classes: int) -> Model:

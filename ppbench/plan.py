@@ -1,7 +1,7 @@
 """From a suite to a plan: every name resolved, every parameter checked, every cell spelt out, before any computing."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,18 +11,21 @@ from ppbench import __version__
 from ppbench.attack import Attack, TrainingAttack
 from ppbench.data import Dataset, SplitSizes
 from ppbench.defense import Defense, KeyScope
+from ppbench.device import described
 from ppbench.errors import UserError
+from ppbench.files import file_digest
 from ppbench.perceptual import find_trunk
 from ppbench.plugins import configure, is_file, load_class, suggest
+from ppbench.recipe import Recipe
 from ppbench.ref import Ref
 from ppbench.sources import code_digest, file_code_digest, versions
-from ppbench.store import file_digest, json_digest
+from ppbench.store import json_digest
 from ppbench.suite import AttackTable, DatasetTable, DefenseTable, LimitsTable, PlugInTable, ScoreTable, Suite
 from ppbench.threat import NAMED, ThreatModel, derived
-from ppbench.victim import Recipe
 
 FRAME = "ppbench.stages"
 CLIENTS = 4
+PRETRAINED = "pretrained"
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,18 @@ class DefensePlan:
     key_scope: KeyScope | None
     quantise: int
     clients: int = 1
+    victim_params: frozenset[str] = frozenset()
+    """Parameters that only the victim's network depends on."""
 
     def identity(self) -> list[Any]:
         """What the defense declares itself to be."""
         clients = [self.clients] if self.key_scope == "client" else []
         return [self.ref.identity, self.key_scope, self.quantise, *clients]
+
+    def protection(self) -> "DefensePlan":
+        """The same as far as keys and release depend on it."""
+        params = {name: value for name, value in self.ref.params.items() if name not in self.victim_params}
+        return replace(self, ref=replace(self.ref, params=params))
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,9 @@ class Plan:
     """Versions, device and the frame's own sources."""
     lpips: str = ""
     """LPIPS's definition, or why it is not measured."""
+    device: str = "cpu"
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    """Where the weights lie that a victim starts from, by what its recipe calls them."""
 
     def fingerprint(self, cell: Cell) -> str:
         """Digest of all that a row is a function of: a finished row is kept while this stays the same."""
@@ -159,31 +172,39 @@ def label(ref: Ref) -> str:
     return Path(ref.name).name if is_file(ref.name) else ref.name
 
 
-def make_plan(suite: Suite, folder: Path) -> Plan:
-    """Resolve a suite; paths in it are relative to `folder`.
+def make_plan(suite: Suite, folder: Path, device: str = "cpu") -> Plan:
+    """Resolve a suite; paths in it are relative to `folder`, `device` is one that is there.
 
     Raises:
         UserError: a name, parameter or threat model is wrong; says which and what would do.
     """
     threats = _threats(suite)
-    victim = _victim(suite)
+    weights: dict[str, Path] = {}
     datasets = [_dataset(table, folder) for table in suite.dataset]
-    defenses = [_defense(table, folder) for table in suite.defense]
+    victims = [_victim(suite.victim | table.victim, folder, weights) for table in suite.defense]
+    defenses = [_defense(table, victim, folder) for table, victim in zip(suite.defense, victims, strict=True)]
     attacks = [(_attack(table, folder), _threats_of(table, threats, folder)) for table in suite.attack]
     cells = _unique([Cell(dataset, defense, attack, threat, victim, seed)
-                     for seed in suite.seeds for dataset in datasets for defense in defenses
+                     for seed in suite.seeds for dataset in datasets
+                     for defense, victim in zip(defenses, victims, strict=True)
                      for attack, those in attacks for threat in those])
     for dataset in datasets:
         if suite.targets > dataset.sizes.private:
             raise UserError(f"targets is {suite.targets}, but {dataset.label} has {dataset.sizes.private} private "
                             "images: lower targets or raise private")
-    environment = {"versions": versions(), "device": "cpu", "frame": code_digest(FRAME),
-                   "victim": _network_code(victim.model)}
-    return Plan(suite.name, cells, suite.targets, suite.score, suite.limits, environment, _lpips(suite.score))
+    environment = {"versions": versions(), "device": described(device), "frame": code_digest(FRAME),
+                   "victim": sorted({_network_code(victim.model) for victim in victims})}
+    return Plan(suite.name, cells, suite.targets, suite.score, suite.limits, environment, _lpips(suite.score), device,
+                weights)
 
 
-def _victim(suite: Suite) -> Recipe:
-    recipe: Recipe = configure(Recipe, "victim", dict(suite.victim))
+def _victim(table: dict[str, Any], folder: Path, weights: dict[str, Path]) -> Recipe:
+    """Resolve a victim's table; note where its weights lie in `weights`."""
+    recipe: Recipe = configure(Recipe, "victim", table)
+    if recipe.weights not in ("", PRETRAINED):
+        path = (folder / Path(recipe.weights).expanduser()).resolve()
+        recipe = replace(recipe, weights=_named_by_content(path, "victim: the weights"))
+        weights[recipe.weights] = path
     source, _, name = recipe.model.partition(":")
     if not source or not name:
         raise UserError(f"victim: the model {recipe.model!r} is none of timm:NAME, torchvision:NAME and "
@@ -197,6 +218,17 @@ def _lpips(table: ScoreTable) -> str:
         return ""
     found = find_trunk(table.lpips_trunk, download=True)
     return found if isinstance(found, str) else found.definition
+
+
+def _named_by_content(path: Path, what: str) -> str:
+    """Return a file's name with the start of its digest: what it is, wherever it lies.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not path.is_file():
+        raise UserError(f"{what} {str(path)!r} do not exist: give a file, relative to the suite")
+    return f"{path.name}@{_content(path)[:12]}"
 
 
 def _network_code(factory: str) -> str:
@@ -237,8 +269,12 @@ def _ref(group: str, table: PlugInTable, folder: Path) -> tuple[Ref, type]:
             params = {"path": path, **params}
         cls = load_class(group, name)
         code = code_digest(cls.__module__)
-    component = configure(cls, name, params)
-    return Ref(group, name, _declared(component, params), code, file), cls
+    named = [key for key in getattr(cls, "files", ()) if isinstance(params.get(key), str) and params[key]]
+    files = {key: (folder / Path(params[key]).expanduser()).resolve() for key in named}
+    contents = {key: _named_by_content(path, f"{name}: the file of {key!r}") for key, path in files.items()}
+    places = {key: str(path) for key, path in files.items()}
+    component = configure(cls, name, {**params, **places})
+    return Ref(group, name, {**_declared(component, {**params, **places}), **contents}, code, file, places), cls
 
 
 def _declared(component: Any, params: dict[str, Any]) -> dict[str, Any]:
@@ -279,7 +315,7 @@ def _content(path: Path) -> str:
     return json_digest(found)
 
 
-def _defense(table: DefenseTable, folder: Path) -> DefensePlan:
+def _defense(table: DefenseTable, victim: Recipe, folder: Path) -> DefensePlan:
     ref, cls = _ref("defenses", table, folder)
     assert issubclass(cls, Defense)
     scopes = cls.key_scopes
@@ -292,7 +328,15 @@ def _defense(table: DefenseTable, folder: Path) -> DefensePlan:
     if table.clients is not None and scope != "client":
         raise UserError(f"{ref.name}: clients is {table.clients}, but the key scope is {scope!r}: give clients with "
                         "key_scope=client only")
-    return DefensePlan(ref, scope, table.quantise, (table.clients or CLIENTS) if scope == "client" else 1)
+    federated = victim.clients if victim.clients > 1 else None
+    if table.clients is not None and federated not in (None, table.clients):
+        raise UserError(f"{ref.name}: clients is {table.clients}, but the victim is trained by {federated}: leave "
+                        "one of the two out")
+    clients = (federated or table.clients or CLIENTS) if scope == "client" else 1
+    if federated and not cls.partnered:
+        raise UserError(f"{ref.name} releases images that no client holds, so that there is nothing to train on in a "
+                        "federation: give it victim = { clients = 1 } in its table")
+    return DefensePlan(ref, scope, table.quantise, clients, cls.victim_params)
 
 
 def _attack(table: AttackTable, folder: Path) -> AttackPlan:

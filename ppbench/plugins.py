@@ -76,7 +76,7 @@ def build(ref: Ref) -> Any:
     Raises:
         UserError: as `load_class`, or a parameter is unknown or ill-typed.
     """
-    params = ref.params
+    params = {**ref.params, **ref.files}
     if ref.group == "datasets" and ref.file and not is_file(ref.name):
         params = {**params, "path": ref.file}
     return configure(load_class(ref.group, ref.name, ref.file), ref.name, params)

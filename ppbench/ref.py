@@ -18,6 +18,7 @@ class Ref:
         params: the parameters that were given (JSON values).
         code: SHA-256 of the sources it rests on; part of cache keys, never of seeds.
         file: where a file plug-in is loaded from, or what a data set's `path` resolves to; no part of its identity.
+        files: where the files lie that parameters name, by parameter (which names them by content); neither.
     """
 
     group: str
@@ -25,6 +26,7 @@ class Ref:
     params: dict[str, Any] = field(default_factory=dict)
     code: str = ""
     file: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def identity(self) -> list[Any]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ppbench import __version__
+from ppbench.files import write_atomic
 from ppbench.plan import Cell, Plan, label
-from ppbench.store import json_digest, write_atomic
+from ppbench.store import json_digest
 from ppbench.suspect import interval_condition
 
 SCHEMA = 1
@@ -34,7 +35,7 @@ COLUMNS: tuple[str, ...] = (
     "leakage_ssim", "leakage_ssim_low", "leakage_ssim_high", "leakage_lpips", "leakage_lpips_low",
     "leakage_lpips_high", "leakage_identification", "leakage_identification_low", "leakage_identification_high",
     # utility
-    "task_accuracy", "task_accuracy_honest", "task_accuracy_plain",
+    "task_accuracy", "task_accuracy_honest", "task_accuracy_plain", "victim_adapted",
     # meaning
     "ssim_def", "psnr_def", "lpips_def", "identification_def", "identification_feature_def",
     "recognition_def",

@@ -12,6 +12,7 @@ from torch import Tensor
 from ppbench import codec
 from ppbench.data import Split
 from ppbench.errors import UserError
+from ppbench.files import file_digest, write_atomic
 from ppbench.flow import Flow
 from ppbench.grids import Column, draw_grid
 from ppbench.plan import Cell, Plan, label
@@ -19,7 +20,7 @@ from ppbench.plugins import is_file
 from ppbench.results import PER_IMAGE_COLUMNS, Row, read_row, to_csv
 from ppbench.score import Sheet
 from ppbench.stages import Protected
-from ppbench.store import file_digest, json_digest, write_atomic
+from ppbench.store import json_digest
 from ppbench.verdicts import COLUMNS as VERDICT_COLUMNS
 from ppbench.verdicts import Verdict, judge_rows, verdict_line
 

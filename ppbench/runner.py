@@ -5,6 +5,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,7 @@ from ppbench.engine.gate import CELL
 from ppbench.engine.inline import Inline
 from ppbench.engine.job import Engine
 from ppbench.engine.processes import Processes
+from ppbench.files import write_atomic
 from ppbench.flow import Flow
 from ppbench.plan import Cell, Plan
 from ppbench.precheck import check_data
@@ -29,7 +31,7 @@ from ppbench.rundir import (
     write_tables,
     write_verdicts,
 )
-from ppbench.store import Store, write_atomic
+from ppbench.store import Store
 from ppbench.verdicts import Verdict
 
 
@@ -67,8 +69,8 @@ class Observer(Protocol):
     def begin(self, cells: int, kept: int) -> None:
         """The run starts; `kept` cells were finished before."""
 
-    def stage(self, kind: str, begins: bool) -> None:
-        """A stage begins or ends."""
+    def watch(self, now: Callable[[], str]) -> None:
+        """`now()` says what runs, and how far it is."""
 
     def row(self, cell: Cell, row: Row, seconds: float) -> None:
         """A cell became a row."""
@@ -86,7 +88,7 @@ def run(plan: Plan, options: RunOptions, observer: Observer) -> Result:
         files = copy_plugins(plan, folder)
         engine: Engine = Inline() if options.engine == "inline" else Processes(options.jobs)
         flow = Flow(plan, Store(options.output / ".store"), engine, files)
-        flow.on_stage = observer.stage
+        observer.watch(flow.now)
         try:
             return asyncio.run(_run(plan, folder, flow, observer, options.fresh))
         finally:

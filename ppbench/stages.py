@@ -16,16 +16,22 @@ from ppbench.attack import Attack, Prior, Reconstruction, TrainingAttack, check_
 from ppbench.calibrate import BlindGuess, Guesses
 from ppbench.codec import Tensors
 from ppbench.data import Dataset, Images, Split, SplitSizes, split
-from ppbench.defense import Defense, Keys, PerImageDefense, Release, draw_keys, keys_for_more
+from ppbench.defense import Defense, Keys, PerImageDefense, Release, draw_keys, keys_for_more, on_cpu
+from ppbench.device import device
 from ppbench.errors import ContractError, NotApplicable, UserError
+from ppbench.federated import deal
 from ppbench.judge import train_judge
+from ppbench.lessons import Lessons, Renewed, Same, lesson_of
 from ppbench.model import Model, Update
 from ppbench.plugins import build, class_at
+from ppbench.recipe import Recipe
 from ppbench.ref import Ref
 from ppbench.score import ScoreSettings, Truth, score
 from ppbench.seeding import spawn
 from ppbench.threat import ThreatModel, grant
+from ppbench.updates import client_update
 from ppbench.view import Algorithm, Pairs, Sealed, View, quantised
+from ppbench.weights import published, read_weights
 
 T = TypeVar("T")
 
@@ -54,6 +60,14 @@ class Made:
 
     value: Any
     info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Clients:
+    """Who holds each private and sends each test image, `[N]` int64."""
+
+    private: Tensor
+    test: Tensor
 
 
 @dataclass(frozen=True)
@@ -108,21 +122,39 @@ def make_split(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> 
     return Made(found, {"shape": list(found.private.shape), "classes": found.classes})
 
 
+def make_clients(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Deal the images to clients."""
+    images, count = inputs.load(Split, "split"), params["clients"]
+    private = deal(images.private.labels, count, params["skew"], rng)
+    return Made(Clients(private, torch.randperm(len(images.test), generator=rng) % count))
+
+
+def make_weights(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Read the weights that the victim starts from."""
+    if "file" in params:
+        return Made(Table(read_weights(Path(params["file"]["file"]))))
+    return Made(Table(published(params["model"], params["kwargs"])))
+
+
 def make_keys(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
     """Draw the keys of a defense."""
     images = inputs.load(Split, "split")
     defense, scope = _defense(params), params["key_scope"]
-    clients, shape = params["clients"], images.private.shape
-    private = draw_keys(defense, scope, len(images.private), shape, spawn(rng), clients)
-    test = keys_for_more(defense, private, scope, len(images.test), shape, spawn(rng), clients)
-    return Made(Keyring(private, test))
+    shape, clients = images.private.shape, inputs.maybe(Clients, "clients")
+    private = draw_keys(defense, scope, len(images.private), shape, spawn(rng), params["clients"],
+                        clients.private if clients else None)
+    if clients is not None and private is not None:
+        return Made(Keyring(private, Keys(private.values, clients.test)))
+    return Made(Keyring(private, keys_for_more(defense, private, scope, len(images.test), shape, spawn(rng))))
 
 
 def make_release(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
     """Protect the private images, and the test images as a client would send them."""
     images, keys = inputs.load(Split, "split"), inputs.load(Keyring, "keys")
     defense = _defense(params)
-    release = defense.protect(images.private, keys.private, spawn(rng))
+    # What costs much to make (it has no partners) is made where the run computes.
+    private = images.private if defense.partnered else images.private.to(device())
+    release = on_cpu(defense.protect(private, keys.private, spawn(rng)))
     check_release(release, images, params["targets"])
     if defense.partnered != (release.source is not None):
         raise ContractError(f"the defense says partnered = {defense.partnered}, but its release has "
@@ -169,24 +201,47 @@ def _check_soft_labels(shares: Tensor, count: int, classes: int) -> None:
 def make_start(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
     """Draw the victim's public starting weights, in the architecture for this defense."""
     images, keys = inputs.load(Split, "split"), inputs.load(Keyring, "keys")
-    return Made(victim.start(_recipe(params), _defense(params), keys.private, images.private.shape, images.classes))
+    recipe, weights = Recipe(**params["recipe"]), inputs.maybe(Table, "weights")
+    plain = victim.plain_start(recipe, images.private.shape, images.classes, weights.values if weights else None)
+    model = victim.adapted(plain, _defense(params), keys.private)
+    return Made(model, {"adapted": _changed(model, plain)})
 
 
 def make_victim(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
     """Train the victim on the release; with a training attack, under its hand."""
     start, protected = inputs.load(Model, "start"), inputs.load(Protected, "release")
+    recipe, release = Recipe(**params["recipe"]), protected.release
     attack = _attack(params) if params.get("ref") else None
     training, acting = spawn(rng), spawn(rng)  # the honest victim sees the same minibatches
     penalty = None
     if isinstance(attack, TrainingAttack):
-        penalty = attack.penalty(protected.release, start.build(), acting)
-    model = victim.train(start, protected.release, _recipe(params), training, penalty)
+        penalty = attack.penalty(release, start.build(), acting)
+    model, warning = victim.teach(start, _lessons(inputs, params, release), recipe, training, penalty=penalty,
+                                  owner=_owner(inputs.maybe(Clients, "clients"), release), until=params["until"])
     if isinstance(attack, TrainingAttack):
         assert model.state is not None
-        hidden = attack.finish(protected.release, dict(model.state), acting)
+        hidden = attack.finish(release, dict(model.state), acting)
         model = replace(model, state=_checked_state(hidden, model.state))
     accuracy = victim.accuracy(model, protected.queries, protected.query_labels)
-    return Made(Trained(model, accuracy), {"accuracy": accuracy})
+    return Made(Trained(model, accuracy), {"accuracy": accuracy, "warning": warning})
+
+
+def _lessons(inputs: Inputs, params: dict[str, Any], release: Release) -> Lessons:
+    """Return the release for every epoch or, where clients protect anew, their images and keys."""
+    recipe = Recipe(**params["recipe"])
+    if not recipe.renews or release.source is None:
+        return Same(lesson_of(release), recipe.augment)  # images that stand for nobody may be augmented by anybody
+    return Renewed(inputs.load(Split, "split").private, _defense(params), inputs.load(Keyring, "keys").private,
+                   params["key_scope"], params["quantise"], recipe.augment)
+
+
+def _owner(clients: Clients | None, release: Release) -> Tensor | None:
+    if clients is None:
+        return None
+    if release.source is None:
+        raise UserError("the defense releases images that no client holds, so that there is nothing to train on in a "
+                        "federation: set clients = 1 in its victim")
+    return clients.private[release.source]
 
 
 def make_update(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
@@ -194,9 +249,9 @@ def make_update(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) ->
     protected, model = inputs.load(Protected, "release"), _model_at(inputs)
     threat, targets = _threat(params), params["targets"]
     release = protected.release
-    update = victim.client_update(model, release.images[:targets], victim.lessons(release)[:targets],
-                                  batch=threat.batch, local_steps=threat.local_steps,
-                                  learning_rate=threat.learning_rate, bn_train=threat.bn_train)
+    update = client_update(model, release.images[:targets], lesson_of(release).goals[:targets], batch=threat.batch,
+                           local_steps=threat.local_steps, learning_rate=threat.learning_rate,
+                           bn_train=threat.bn_train)
     return Made(_defense(params).protect_update(update, spawn(rng)))
 
 
@@ -344,7 +399,8 @@ def make_score(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> 
 
 Stage = Callable[[Inputs, dict[str, Any], torch.Generator], Made]
 STAGES: dict[str, Stage] = {
-    "split": make_split, "keys": make_keys, "release": make_release, "start": make_start, "victim": make_victim,
+    "split": make_split, "clients": make_clients, "weights": make_weights, "keys": make_keys, "release": make_release,
+    "start": make_start, "victim": make_victim,
     "update": make_update, "pairs": make_pairs, "queries": make_queries, "answers": make_answers, "view": make_view,
     "public-view": make_public_view, "inner-view": make_inner_view, "priors": list_priors,
     "describe-guess": describe_guess, "prior": train_prior,
@@ -364,8 +420,12 @@ def _attack(params: dict[str, Any]) -> Attack:
     return attack
 
 
-def _recipe(params: dict[str, Any]) -> victim.Recipe:
-    return victim.Recipe(**params["recipe"])
+def _changed(model: Model, plain: Model) -> str:
+    """Say what the defense changed in the network that its victim starts from: nothing, weights, or layers."""
+    if (model.factory, model.kwargs) != (plain.factory, plain.kwargs):
+        return "layers"
+    before, after = plain.state or {}, model.state or {}
+    return "no" if all(torch.equal(value, after[name]) for name, value in before.items()) else "weights"
 
 
 def _threat(params: dict[str, Any]) -> ThreatModel:

@@ -12,7 +12,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-_DATA, _META, _SCRATCH = "data.safetensors", "meta.json", "tmp"
+from ppbench.files import file_digest, write_synced
+
+_DATA, _META, _SCRATCH, _PARTIAL = "data.safetensors", "meta.json", "tmp", "partial"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Store:
                         final.rename(scratch / "damaged")
                     fresh.rename(final)
                     _sync(final.parent)
+        shutil.rmtree(self.partial(kind, key), ignore_errors=True)
         found = self.find(kind, key)
         if found is None:
             raise OSError(f"{final} cannot be read back: check the disk")
@@ -105,6 +108,10 @@ class Store:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def partial(self, kind: str, key: str) -> Path:
+        """Name the folder where a computation keeps what it has done so far; `publish` removes it."""
+        return self.root / _PARTIAL / f"{kind}-{key}"
+
     def _sweep(self) -> None:
         """Remove the scratch folders that nobody holds any more."""
         parent = self.root / _SCRATCH
@@ -125,31 +132,6 @@ def _locked(folder: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_synced(temporary, content)
-    temporary.replace(path)
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def json_digest(value: Any) -> str:

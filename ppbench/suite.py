@@ -12,7 +12,7 @@ from ppbench.ref import parse_chain, parse_spec
 
 BUILT_IN = Path(__file__).parent / "suites"
 _AXES = ("dataset", "defense", "attack")
-_UNION_TAGS = ("int", "literal['all']")
+_UNION_TAGS = ("int", "literal['all']", "literal['first','last']")
 
 
 class Table(BaseModel):
@@ -54,9 +54,11 @@ class DefenseTable(PlugInTable):
     key_scope: Literal["image", "client", "global"] | None = None
     """How far one key is reused; default: the defense's own."""
     clients: int | None = Field(None, ge=2)
-    """Clients with a key each (`key_scope = "client"` only); default: 4."""
+    """Clients with a key each (`key_scope = "client"` only); default: as many as the victim has, or 4."""
     quantise: Literal[0, 8] = 8
     """Bits of a released pixel; 0 = float."""
+    victim: dict[str, Any] = {}
+    """What differs from `[victim]` for this defense."""
 
 
 class ThenTable(PlugInTable):
@@ -79,7 +81,7 @@ class ThreatTable(Table):
     pairs: int | Literal["all"] | None = None
     queries: int | None = Field(None, ge=1)
     batch: int | None = Field(None, ge=1)
-    round: Literal["first", "last"] | None = None
+    round: Literal["first", "last"] | int | None = None
     local_steps: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0)
     bn_train: bool | None = None

@@ -21,7 +21,8 @@ class ThreatModel:
         pairs: how many known pairs (`pairs`); "all" = every public image.
         queries: how many images the adversary may name (`oracle`).
         batch: targets in one gradient (`gradients`); the targets are cut into batches in their order.
-        round: where gradients are taken: at the public `first` weights or at the `last`, trained ones.
+        round: where gradients are taken: at the public `first` weights, at the `last`, trained ones, or at those after
+            so many rounds (victims that are trained centrally: epochs).
         local_steps: a client's steps before it sends its update; 1 = the plain gradient.
         learning_rate: a client's, for several local steps.
         bn_train: whether batch normalisation runs in train mode on the client.
@@ -32,7 +33,7 @@ class ThreatModel:
     pairs: int | Literal["all"] = 16
     queries: int = 16
     batch: int = 8
-    round: Literal["first", "last"] = "first"
+    round: Literal["first", "last"] | int = "first"
     local_steps: int = 1
     learning_rate: float = 0.01
     bn_train: bool = False
@@ -42,6 +43,8 @@ class ThreatModel:
             raise ValueError(f"pairs is {self.pairs}; it must be at least 1, or \"all\"")
         if min(self.batch, self.local_steps, self.queries) < 1:
             raise ValueError("batch, local_steps and queries must be at least 1")
+        if isinstance(self.round, int) and self.round < 1:
+            raise ValueError(f"round is {self.round}; it must be \"first\", \"last\" or a number from 1 upwards")
 
     def missing(self, requires: frozenset[Capability]) -> list[Capability]:
         """Return the required capabilities that are not granted, sorted."""

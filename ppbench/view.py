@@ -214,7 +214,9 @@ def without_labels(sealed: Sealed) -> Sealed:
     release = sealed.release
     if "labels" in sealed.granted or release is None:
         return sealed
-    return replace(sealed, release=replace(release, labels=torch.full_like(release.labels, -1), soft_labels=None))
+    extras = {name: value for name, value in release.extras.items() if name != "logits"}
+    return replace(sealed, release=replace(release, labels=torch.full_like(release.labels, -1), soft_labels=None,
+                                           extras=extras))
 
 
 def quantised(release: Release, bits: int) -> Release:

@@ -1,6 +1,7 @@
 """Shared by all tests: a tiny data set, plans over it, and where the real data lies."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class Silent:
     def begin(self, cells: int, kept: int) -> None:
         self.kept = kept
 
-    def stage(self, kind: str, begins: bool) -> None:
+    def watch(self, now: Callable[[], str]) -> None:
         pass
 
     def row(self, cell: Any, row: dict[str, Any], seconds: float) -> None:

@@ -255,7 +255,7 @@ def put(suite: str, old: str, new: str) -> str:
     (put(BASE, 'name = "mine"', 'name = "a/b"'), ["'name' is 'a/b'", "use letters, digits"]),
     (put(BASE, 'name = "mine"', "schema = 2"), ["'schema' is 2"]),
     (put(BASE, "epochs = 1", "epochs = -1"), ["victim", "epochs is -1", "at least 1"]),
-    (put(BASE, "epochs = 1", "epoch = 1"), ["victim has no parameter 'epoch'", "did you mean epochs?"]),
+    (put(BASE, "epochs = 1", "epoch = 1"), ["victim has no parameter 'epoch'", "did you mean epochs"]),
     (put(BASE, "epochs = 1", "learning_rate = nan"), ["victim", "'learning_rate' is nan", "finite"]),
     (put(BASE, "epochs = 1", 'model = "resnet18"'), ["victim", "'resnet18'", "timm:NAME", "torchvision:NAME"]),
     (put(BASE, "epochs = 1", 'model = "torchvision:resnet1"'), ["'torchvision:resnet1' cannot be built", "Unknown"]),

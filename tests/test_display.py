@@ -7,7 +7,8 @@ from ppbench.verdicts import Verdict
 
 BASE: dict[str, Any] = {
     "dataset": "photos", "dataset_params": "{}", "seed": 0, "defense": "none", "defense_params": "{}",
-    "key_scope": None, "clients": 1, "quantise": 8, "attack": "blind", "attack_params": "{}",
+    "key_scope": None, "clients": 1, "quantise": 8,
+    "victim": "net", "victim_params": "{}", "attack": "blind", "attack_params": "{}",
     "threat": "ciphertext-only",
     "threat_params": "{}", "status": "ok", "aligned": "true", "ssim": 0.25, "leakage_ssim": 0.125,
     "task_accuracy_honest": 0.5, "intervals_conditional_on": "this seed"}

@@ -201,7 +201,7 @@ def test_a_chain_requires_what_both_do_save_the_images_it_makes(tiny_npz: Path) 
     ({"defense": [{"use": "mixup", "pach": 1}]}, ["mixup", "'pach'", "did you mean patch?"]),
     ({"attack": [{"use": "blind", "then": {"use": "memorization"}}]}, ["memorization", "let it come first"]),
     ({"attack": [{"use": "blind", "then": {"use": "jigsw"}}]}, ["'jigsw'", "did you mean jigsaw?"]),
-    ({"victim": {"epoch": 1}}, ["victim", "'epoch'", "did you mean epochs?"]),
+    ({"victim": {"epoch": 1}}, ["victim", "'epoch'", "did you mean epochs"]),
     ({"victim": {"epochs": 0}}, ["victim", "epochs is 0"]),
     ({"victim": {"model": "resnet"}}, ["victim", "'resnet'", "timm:NAME"]),
     ({"dataset": [{"use": "npz"}]}, ["npz", "'path'"]),

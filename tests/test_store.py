@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ppbench.store import Store, file_digest, json_digest, write_atomic, write_synced
+from ppbench.files import file_digest, write_atomic, write_synced
+from ppbench.store import Store, json_digest
 
 
 def publish(store: Store, content: bytes = b"tensors", key: str = "k") -> str:
@@ -170,7 +171,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         path.write_bytes(content[:3])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("ppbench.store.write_synced", fail)
+    monkeypatch.setattr("ppbench.files.write_synced", fail)
     with pytest.raises(OSError, match="no space"):
         write_atomic(file, b"third")
     assert file.read_bytes() == b"second"

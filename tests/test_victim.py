@@ -13,9 +13,11 @@ from ppbench.defenses.none import NoDefense
 from ppbench.defenses.patch_shuffle import PatchShuffle
 from ppbench.errors import ContractError, UserError
 from ppbench.model import Model
+from ppbench.recipe import Recipe
 from ppbench.seeding import generator, seeded
 from ppbench.stages import check_release
-from ppbench.victim import Recipe, accuracy, client_update, prepare, start, train
+from ppbench.updates import client_update, prepare
+from ppbench.victim import accuracy, start, train
 
 SHAPE = (3, 16, 16)
 SMALL = Recipe(kwargs={"width": 4, "grid": 4}, epochs=3, batch=8, learning_rate=1e-2)

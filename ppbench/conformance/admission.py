@@ -1,7 +1,7 @@
 """The gate: an attack must beat the blind guess where nothing is hidden, or its failure elsewhere means nothing."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,8 @@ class _Unseen:
     def begin(self, cells: int, kept: int) -> None:
         """The run starts."""
 
-    def stage(self, kind: str, begins: bool) -> None:
-        """A stage begins or ends."""
+    def watch(self, now: Callable[[], str]) -> None:
+        """Nobody asks."""
 
     def row(self, cell: Cell, row: Row, seconds: float) -> None:
         """The cell became a row."""

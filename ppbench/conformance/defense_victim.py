@@ -17,11 +17,14 @@ from ppbench.engine.inline import Inline
 from ppbench.engine.processes import Processes
 from ppbench.errors import UserError
 from ppbench.flow import StageFailed
+from ppbench.lessons import lesson_of
 from ppbench.model import Model, Update, for_images
 from ppbench.plan import AttackPlan
+from ppbench.recipe import Recipe
 from ppbench.seeding import seeded
 from ppbench.threat import NAMED
-from ppbench.victim import Recipe, check_fits, client_update, lessons
+from ppbench.updates import client_update
+from ppbench.victim import check_fits
 
 VICTIMS: dict[str, Recipe] = {"a convolutional network": CONVNET, "a vision transformer": VIT}
 
@@ -35,7 +38,7 @@ def adapted(bench: DefenseBench) -> Iterator[str]:
         plain = for_images(recipe.model, recipe.kwargs, bench.shape, bench.split.classes)
         try:
             with seeded(0):
-                model: Any = bench.defense.adapt(plain, keys)
+                model: Any = bench.defense.adapt(plain.with_state(plain.build()), keys)
         except UserError:
             continue  # it says itself that it cannot serve such a victim
         if not isinstance(model, Model):
@@ -43,7 +46,7 @@ def adapted(bench: DefenseBench) -> Iterator[str]:
             continue
         try:
             with seeded(0):
-                check_fits(model, model.build(), release.images, release.labels)
+                check_fits(model, model.build(), release.images, lesson_of(release).goals)
         except (Exception, SystemExit) as error:
             yield f"{title} as adapt() returns it does not take the release: {sentence(error)}"
 
@@ -55,8 +58,8 @@ def update(bench: DefenseBench) -> Iterator[str]:
     model = for_images(CONVNET.model, CONVNET.kwargs, (channels, height, width), bench.split.classes)
     with seeded(0):
         model = model.with_state(model.build())
-    honest = client_update(model, release.images[:2], lessons(release)[:2], batch=1, local_steps=1, learning_rate=0.1,
-                           bn_train=False)
+    honest = client_update(model, release.images[:2], lesson_of(release).goals[:2], batch=1, local_steps=1,
+                           learning_rate=0.1, bn_train=False)
     sent: Any = attempt(lambda rng: bench.defense.protect_update(honest, rng)).value
     if not isinstance(sent, Update):
         yield f"protect_update() returns a {type(sent).__name__}: return an Update"

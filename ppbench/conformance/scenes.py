@@ -19,15 +19,15 @@ from ppbench.engine.job import Engine
 from ppbench.flow import Flow
 from ppbench.plan import CLIENTS, AttackPlan, Cell, DatasetPlan, DefensePlan, Plan
 from ppbench.plugins import build
+from ppbench.recipe import Recipe
 from ppbench.ref import Ref, parse_spec
 from ppbench.sources import code_digest, versions
 from ppbench.store import Artefact, Store, json_digest
 from ppbench.suite import LimitsTable, ScoreTable
 from ppbench.threat import ThreatModel, derived
-from ppbench.victim import Recipe
 
 CONVNET = Recipe("ppbench.nets:convnet", {"width": 4, "grid": 4}, epochs=1)
-VIT = Recipe("timm:vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}, epochs=1)
+VIT = Recipe("timm:vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}, epochs=1)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class Job:
         limits: what it may use.
         output: where the value is written.
         log: where what it prints is kept (bounded).
+        device: what `ppbench.device.device()` names.
+        partial: folder for what is done so far; "" = nothing is kept.
     """
 
     stage: str
@@ -43,6 +45,8 @@ class Job:
     limits: Limits
     output: str
     log: str
+    device: str = "cpu"
+    partial: str = ""
 
     def dump(self) -> str:
         """Encode as JSON."""

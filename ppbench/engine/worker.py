@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ppbench import codec
+from ppbench.device import computing_on, out_of_memory
 from ppbench.engine.job import Job, Outcome
 from ppbench.errors import ContractError, NotApplicable, NotGranted, UserError
+from ppbench.files import write_synced
+from ppbench.partial import kept_in
 from ppbench.seeding import seeded, threads
 from ppbench.stages import STAGES, Inputs
-from ppbench.store import write_synced
 
 _LONGEST = 1000  # characters of a reason
 
@@ -21,7 +23,8 @@ def execute(job: Job) -> Outcome:
     """Run a job in this process; the value is written to `job.output`, what fails is told in one sentence."""
     start = time.perf_counter()
     try:
-        with contextlib.chdir("."), threads(job.limits.threads), seeded(job.seed) as rng:
+        with contextlib.chdir("."), computing_on(job.device), kept_in(Path(job.partial) if job.partial else None), \
+                threads(job.limits.threads), seeded(job.seed) as rng:
             made = STAGES[job.stage](Inputs(job.inputs), job.params, rng)
         _check_storable(made.info)
         if made.value is not None:
@@ -37,6 +40,9 @@ def execute(job: Job) -> Outcome:
         return Outcome("failed", _line(_text(error)))
     except BaseException as error:
         _trace()
+        if out_of_memory(error):
+            return Outcome("failed", f"there is not enough memory ({_sentence(error)}): use fewer or smaller images, "
+                           "or smaller batches")
         return Outcome("failed", _sentence(error))
     return Outcome("ok", info=made.info, seconds=time.perf_counter() - start)
 

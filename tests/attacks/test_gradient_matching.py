@@ -18,9 +18,11 @@ from ppbench.defense import Defense, Keys, draw_keys
 from ppbench.errors import NotApplicable
 from ppbench.model import Update
 from ppbench.plugins import build
+from ppbench.recipe import Recipe
 from ppbench.ref import Ref
 from ppbench.seeding import generator, seeded
-from ppbench.victim import Recipe, client_update, prepare, start
+from ppbench.updates import client_update, prepare
+from ppbench.victim import start
 from ppbench.view import Algorithm, Sealed, View
 
 SHAPE = (3, 16, 16)

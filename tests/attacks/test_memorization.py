@@ -16,8 +16,9 @@ from ppbench.data import Images
 from ppbench.defense import Release
 from ppbench.defenses.none import NoDefense
 from ppbench.model import Model
+from ppbench.recipe import Recipe
 from ppbench.seeding import generator, seeded
-from ppbench.victim import Recipe, start, train
+from ppbench.victim import start, train
 from ppbench.view import Sealed, View
 
 SHAPE = (3, 16, 16)

@@ -107,6 +107,57 @@ def test_the_adapted_vit_takes_the_released_shape_with_as_many_tokens(shape: Any
     assert tokens[0] == tokens[1] == shape[1] * shape[2] // 16
 
 
+VIT = {"patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 4}
+
+
+def test_given_weights_are_taken_over_and_the_projection_summed_over_the_sub_patches() -> None:
+    plain, kernel = for_images("timm:vit_tiny_patch16_224", VIT, (3, 32, 32), 5), "net.patch_embed.proj.weight"
+    with seeded(0):
+        plain = plain.with_state(plain.build())
+    assert plain.state is not None
+    adapted = Mixup().adapt(plain, None)
+    state = adapted.build().state_dict()  # the shapes fit
+    assert adapted.state is not None
+    assert state.keys() == plain.state.keys()
+    assert all(torch.equal(state[name], value) for name, value in plain.state.items() if name != kernel)
+    old = plain.state[kernel]
+    quarters = old[..., :2, :2] + old[..., :2, 2:] + old[..., 2:, :2] + old[..., 2:, 2:]
+    torch.testing.assert_close(state[kernel], quarters)
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("rpe", [True, False])
+@pytest.mark.parametrize("positions", [True, False])
+def test_positions_and_the_reference_encoding_are_options(positions: bool, rpe: bool, given: bool) -> None:
+    plain = for_images("timm:vit_tiny_patch16_224", VIT, (3, 32, 32), 5)
+    with seeded(0):
+        plain = plain.with_state(plain.build()) if given else plain
+        adapted = Mixup(positions=positions, rpe=rpe).adapt(plain, None)
+        net = adapted.build()
+    assert (adapted.state is not None) == given
+    assert ("net.pos_embed" in net.state_dict()) == positions
+    assert any("reference" in name for name in net.state_dict()) == rpe
+    assert net(mixed(torch.rand(2, 3, 32, 32), 4)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(("patch", "side"), [(8, 4), (4, 2), (4, 6)])
+def test_a_vit_whose_patches_hold_no_whole_mixtures_is_refused(patch: int, side: int) -> None:
+    model = for_images("timm:vit_tiny_patch16_224", {**VIT, "patch_size": side}, (3, 48, 48), 5)
+    with pytest.raises(UserError, match=f"patch_size = {patch} .* patch = {side}"):
+        Mixup(patch=patch).adapt(model, None)
+
+
+@torch.no_grad()
+def test_a_vit_whose_patches_hold_several_mixtures_is_served() -> None:
+    model = for_images("timm:vit_tiny_patch16_224", {**VIT, "patch_size": 8}, (3, 32, 32), 5)
+    assert Mixup(patch=4).adapt(model, None).build()(mixed(torch.rand(2, 3, 32, 32), 4)).shape == (2, 5)
+
+
+def test_the_defaults_are_the_papers() -> None:
+    assert (Mixup().positions, Mixup().rpe) == (True, False)
+    assert Mixup.victim_params == {"positions", "rpe"}
+
+
 @pytest.mark.parametrize("factory", ["torchvision:resnet18", "timm:resnet18", "ppbench.nets:convnet"])
 def test_other_networks_are_left_as_they_are(factory: str) -> None:
     model = Model(factory, {"num_classes": 3})

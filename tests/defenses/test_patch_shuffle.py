@@ -6,6 +6,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from ppbench.defenses.patch_shuffle import PatchShuffle
+from ppbench.errors import UserError
 from ppbench.model import Model, for_images
 from ppbench.seeding import generator, seeded
 
@@ -50,31 +51,79 @@ def test_all_orders_of_an_images_patches_are_equally_likely() -> None:
     assert chisquare(counts.numpy()).pvalue > 0.01
 
 
-def vit_pair(pos_embed: str | None) -> tuple[torch.nn.Module, Tensor, Tensor]:
+def vit_pair(defense: PatchShuffle, adapted: bool = True) -> tuple[torch.nn.Module, Tensor, Tensor]:
     """A small ViT with weights that matter, images, and the same images with their patches shuffled."""
     model = for_images("timm:vit_tiny_patch16_224", VIT, (3, 32, 32), 5)
-    if pos_embed is None:
-        model = PatchShuffle(patch=4).adapt(model, None)
+    if adapted:
+        model = defense.adapt(model, None)
     with seeded(0):
         net = model.build().eval()
         for parameter in net.parameters():
             torch.nn.init.normal_(parameter, std=0.5)  # at timm's scale of 0.02 even an order that counts hides
     images = torch.rand(4, 3, 32, 32, generator=generator(1))
-    return net, images, shuffled(images, 4, 2)[0]
+    return net, images, shuffled(images, defense.patch, 2)[0]
 
 
+@pytest.mark.parametrize("patch", [4, 8])
+@pytest.mark.parametrize("rpe", [True, False])
 @torch.no_grad()
-def test_the_adapted_vit_does_not_see_the_order_of_the_patches() -> None:
-    net, images, moved = vit_pair(pos_embed=None)
+def test_the_adapted_vit_does_not_see_the_order_of_the_patches(patch: int, rpe: bool) -> None:
+    """Nor that of larger patches, which it sees as several that move together."""
+    net, images, moved = vit_pair(PatchShuffle(patch=patch, rpe=rpe))
     assert not torch.equal(images, moved)
     torch.testing.assert_close(net(moved), net(images), atol=1e-4, rtol=0)
     assert (net(images)[0] - net(images)[1]).abs().max() > 1e-3  # it does see the images
 
 
+@pytest.mark.parametrize("rpe", [True, False])
+@torch.no_grad()
+def test_with_positions_the_vit_does_see_the_order(rpe: bool) -> None:
+    net, images, moved = vit_pair(PatchShuffle(positions=True, rpe=rpe))
+    assert (net(moved) - net(images)).abs().max() > 1e-2
+
+
 @torch.no_grad()
 def test_the_vit_as_it_comes_does_see_the_order() -> None:
-    net, images, moved = vit_pair(pos_embed="learn")
+    net, images, moved = vit_pair(PatchShuffle(), adapted=False)
     assert (net(moved) - net(images)).abs().max() > 1e-2
+
+
+def test_the_reference_encoding_is_there_unless_switched_off() -> None:
+    plain = for_images("timm:vit_tiny_patch16_224", VIT, (3, 32, 32), 5)
+    names = {rpe: PatchShuffle(rpe=rpe).adapt(plain, None).build().state_dict() for rpe in (True, False)}
+    assert len(names[True].keys() - names[False].keys()) == 5
+    assert any("reference" in name for name in names[True])
+    assert PatchShuffle(positions=True, rpe=False).adapt(plain, None) == plain
+
+
+@pytest.mark.parametrize("rpe", [True, False])
+def test_given_weights_are_taken_over(rpe: bool) -> None:
+    plain = for_images("timm:vit_tiny_patch16_224", VIT, (3, 32, 32), 5)
+    with seeded(0):
+        plain = plain.with_state(plain.build())
+    state = PatchShuffle(rpe=rpe).adapt(plain, None).state
+    assert state is not None
+    assert plain.state is not None
+    assert plain.state.keys() - state.keys() == {"net.pos_embed"}
+    assert all(torch.equal(state[name], value) for name, value in plain.state.items() if name != "net.pos_embed")
+
+
+@pytest.mark.parametrize(("patch", "side"), [(4, 8), (2, 4), (8, 16)])
+def test_a_vit_whose_patches_hold_pieces_of_several_is_refused(patch: int, side: int) -> None:
+    model = for_images("timm:vit_tiny_patch16_224", {**VIT, "patch_size": side}, (3, 32, 32), 5)
+    with pytest.raises(UserError, match=f"patch_size = {patch} .* patch = {side}"):
+        PatchShuffle(patch=patch).adapt(model, None)
+    PatchShuffle(patch=patch, positions=True).adapt(model, None)
+
+
+def test_how_the_victim_is_built_changes_neither_key_nor_release() -> None:
+    assert PatchShuffle.victim_params == {"positions", "rpe"}
+    images = torch.rand(2, 3, 8, 8, generator=generator(0))
+    found = []
+    for defense in (PatchShuffle(), PatchShuffle(positions=True, rpe=False)):
+        rng = generator(1)
+        found.append(defense.encrypt(images, defense.keys(2, (3, 8, 8), rng), rng))
+    assert torch.equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("factory", ["torchvision:resnet18", "timm:resnet18", "ppbench.nets:convnet"])

@@ -1,0 +1,80 @@
+"""The updates that federated clients send: what a server sees of a batch of protected images."""
+
+import torch
+from torch import Tensor, nn
+
+from ppbench.codec import Tensors
+from ppbench.device import device
+from ppbench.errors import UserError
+from ppbench.model import Model, Update
+from ppbench.seeding import seeded
+from ppbench.task import Classification, Task
+from ppbench.victim import check_fits
+
+
+def client_update(model: Model, images: Tensor, labels: Tensor, *, batch: int, local_steps: int,
+                  learning_rate: float, bn_train: bool) -> Update:
+    """Compute what federated clients send: one update for every consecutive batch of images.
+
+    Args:
+        model: the global model, at which the updates are taken.
+        images: `[N, c, h, w]`, protected.
+        labels: `[N]`, or shares of classes `[N, classes]`.
+        batch: images a client; the last may have fewer.
+        local_steps: 1 = the plain gradient; more = weights before minus after so many SGD steps on the batch.
+        learning_rate: of the local SGD steps.
+        bn_train: whether batch normalisation uses the batch's own statistics. Dropout is off.
+
+    Raises:
+        UserError: the model does not fit the images, or an update is not finite.
+    """
+    if batch < 1 or local_steps < 1:
+        raise UserError(f"batch={batch} and local_steps={local_steps} must be at least 1")
+    with seeded(0):
+        net = model.build()
+        check_fits(model, net, images, labels)
+        prepare(net.to(device()), bn_train)
+        before = {name: value.detach().clone() for name, value in net.state_dict().items()}
+        found = []
+        for x, y in zip(images.split(batch), labels.split(batch), strict=True):
+            net.load_state_dict(before)
+            found.append(_local(net, x.to(device()), y.to(device()), local_steps, learning_rate))
+    values = {name: torch.stack([one[name] for one in found]).cpu() for name in found[0]}
+    if not all(torch.isfinite(value).all() for value in values.values()):
+        raise UserError(f"the update of {model.factory!r} is not finite: lower learning_rate or local_steps")
+    return Update(values, batch, local_steps, learning_rate, bn_train)
+
+
+def prepare(net: nn.Module, bn_train: bool) -> None:
+    """Set a network up for updates: dropout off, batch normalisation as asked, attention written out.
+
+    Fused attention has no second derivative, which gradient matching needs; both sides use the same kernel so that
+    the true images reproduce the update.
+    """
+    net.eval()
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(bn_train)
+        if hasattr(module, "fused_attn"):
+            setattr(module, "fused_attn", False)  # noqa: B010 (mypy: modules declare no such attribute)
+
+
+def _local(net: nn.Module, images: Tensor, labels: Tensor, steps: int, learning_rate: float,
+           task: Task | None = None) -> Tensors:
+    """Return one client's update by parameter name: the gradient, or what `steps` SGD steps subtract."""
+    task = task or Classification()
+    params = {name: value for name, value in net.named_parameters() if value.requires_grad}
+    total = {name: torch.zeros_like(value) for name, value in params.items()}
+    for _ in range(steps):
+        try:
+            loss = task.loss(net(images), labels)
+        except ValueError as error:  # batch statistics of a single value
+            raise UserError(f"the victim cannot take a batch of {len(images)} in train mode ({error}): set "
+                            "bn_train = false or raise batch") from error
+        grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+        with torch.no_grad():
+            for (name, value), grad in zip(params.items(), grads, strict=True):
+                if grad is not None:
+                    total[name] += grad if steps == 1 else learning_rate * grad
+                    value.sub_(learning_rate * grad)
+    return total
