@@ -1,6 +1,6 @@
 """Batch-norm statistics: the mean and variance of every BN layer's input, for each group of images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -28,24 +28,10 @@ def bn_layers(net: nn.Module) -> list[_BatchNorm]:
     return [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
-class _FusedMoments(torch.autograd.Function):
-    """E[x] and E[x^2] over the last axis: one fused pass back, several times faster than var_mean's."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(values)
-        return values.sum(2) / values.shape[2], torch.linalg.vector_norm(values, dim=2) ** 2 / values.shape[2]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (values,) = ctx.saved_tensors
-        first, second = (grad[..., None] / values.shape[2] for grad in grads)
-        return torch.addcmul(first, values, second, value=2)
-
-
 def per_image(values: Tensor) -> RawMoments:
     """Return the moments of a layer's input `[N, C, ...]`, one row an image."""
-    return RawMoments(*_FusedMoments.apply(values.reshape(*values.shape[:2], -1)))
+    flat = values.reshape(*values.shape[:2], -1)
+    return RawMoments(flat.mean(2), flat.square().mean(2))
 
 
 def pool(raw: RawMoments, group: Tensor, groups: int) -> Moments:
@@ -60,11 +46,55 @@ def pool(raw: RawMoments, group: Tensor, groups: int) -> Moments:
     return Moments(mean, share @ raw.second - mean ** 2)
 
 
+class _Tap(torch.autograd.Function):
+    """A layer's input as it is, and the moments of each group of its images; one pass over the values back.
+
+    Torch's own batch norm does the arithmetic: on a CPU it is several times faster than `var_mean` and its gradient,
+    and sums in float32 whatever the values are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        parts = [torch.batch_norm_update_stats(part, None, None, 0.0) for part in values.split(sizes)]
+        mean, variance = (torch.stack(each) for each in zip(*parts, strict=True))
+        ctx.save_for_backward(values, mean)
+        ctx.sizes = sizes
+        return values.view_as(values), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        values, mean = ctx.saved_tensors
+        above, of_mean, of_variance = grads
+        counts = mean.new_tensor(ctx.sizes)[:, None] * values[0, 0].numel()
+        slope = 2 * of_variance / counts
+        offset = of_mean / counts - slope * mean
+        parts = [_affine(part, a, b) for part, a, b in zip(values.split(ctx.sizes), slope, offset, strict=True)]
+        found = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return found.add_(above), None
+
+
+def _affine(values: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
+    """Return slope * values + offset, a number for each channel: batch norm's kernel is the fastest for it."""
+    return torch.native_batch_norm(values, slope, offset, torch.zeros_like(slope), torch.ones_like(slope),
+                                   False, 0.0, 0.0)[0]
+
+
 @contextmanager
-def recorded(net: nn.Module) -> Iterator[list[RawMoments]]:
-    """Collect `per_image` of every BN layer's input in a forward pass, in the order of the calls."""
-    found: list[RawMoments] = []
-    with _watched(net, lambda _, values: found.append(per_image(values))):
+def tapped(net: nn.Module, sizes: Sequence[int]) -> Iterator[list[Moments]]:
+    """Collect the moments of every BN layer's input in a forward pass, in the order of the calls; differentiable.
+
+    Args:
+        net: in eval mode.
+        sizes: how many of the images in the pass belong to each group, one group after the other.
+    """
+    found: list[Moments] = []
+
+    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        values, *moments = _Tap.apply(inputs[0], sizes)
+        found.append(Moments(*moments))
+        return values  # type: ignore[no-any-return]
+
+    with _hooked(net, note):
         yield found
 
 
@@ -81,11 +111,16 @@ def group_statistics(net: nn.Module, images: Tensor, group: Tensor, groups: int,
     """
     passes = []
     for part in images.split(chunk):
-        with recorded(net) as found:
-            net(part)
-        passes.append(found)
+        passes.append(_passed(net, part))
     return [pool(RawMoments(*map(torch.cat, zip(*layer, strict=True))), group, groups)
             for layer in zip(*passes, strict=True)]
+
+
+def _passed(net: nn.Module, images: Tensor) -> list[RawMoments]:
+    found: list[RawMoments] = []
+    with _hooked(net, lambda _, inputs: found.append(per_image(inputs[0]))):
+        net(images)
+    return found
 
 
 @torch.no_grad()
@@ -98,26 +133,51 @@ def running_statistics(net: nn.Module, images: Tensor, groups: int) -> list[Mome
         groups: number of rows wanted.
     """
     called: list[_BatchNorm] = []
-    with _watched(net, lambda layer, _: called.append(layer)):
+    with _hooked(net, lambda layer, _: called.append(layer)):
         net(images)
     return [Moments(*(torch.as_tensor(part).expand(groups, -1) for part in (layer.running_mean, layer.running_var)))
             for layer in called]
 
 
-def distance(now: list[Moments], target: list[Moments]) -> Tensor:
+@torch.no_grad()
+def places(net: nn.Module, images: Tensor) -> list[int]:
+    """Return how many values a channel each BN layer's input has in one image, in the order of the calls."""
+    found: list[int] = []
+    with _hooked(net, lambda _, inputs: found.append(inputs[0][0, 0].numel())):
+        net(images[:1])
+    return found
+
+
+def absolute_distance(now: list[Moments], target: list[Moments]) -> Tensor:
     """Return, for each group, the sum over layers of |mean - mean'| + |variance - variance'| (unsquared L2 norms)."""
     terms = [torch.linalg.vector_norm(a - b, dim=1)
              for layer, wanted in zip(now, target, strict=True) for a, b in zip(layer, wanted, strict=True)]
     return torch.stack(terms).sum(0)
 
 
+def relative_distance(now: list[Moments], target: list[Moments]) -> Tensor:
+    """Return, for each group, the sum over layers of the channels' mean squared error in the target's own units.
+
+    That is ((mean - mean') / deviation')^2 + ((variance - variance') / variance')^2: no layer counts more because its
+    values are large, as in `absolute_distance`.
+    """
+    terms = []
+    for layer, wanted in zip(now, target, strict=True):
+        unit = wanted.variance + _TINY
+        mean = (layer.mean - wanted.mean) ** 2 / unit
+        terms.append((mean + ((layer.variance - wanted.variance) / unit) ** 2).mean(1))
+    return torch.stack(terms).sum(0)
+
+
+_TINY = 1e-3  # a channel that does not vary has no units
+
+
 @contextmanager
-def _watched(net: nn.Module, note: Callable[[_BatchNorm, Tensor], None]) -> Iterator[None]:
-    """Call `note` with each BN layer and its input whenever the layer runs."""
-    hooks = [layer.register_forward_pre_hook(lambda module, inputs: note(module, inputs[0]))
-             for layer in bn_layers(net)]
+def _hooked(net: nn.Module, hook: Callable[[_BatchNorm, tuple[Tensor, ...]], Tensor | None]) -> Iterator[None]:
+    """Call `hook` with each BN layer and its inputs before the layer runs."""
+    handles = [layer.register_forward_pre_hook(hook) for layer in bn_layers(net)]
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()

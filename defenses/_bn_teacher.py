@@ -1,15 +1,19 @@
 """The teacher of `bn-synthesis`: a small batch-norm network, and its training on the private images."""
 
 import math
+from collections.abc import Mapping
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppbench.codec import Tensors
 from ppbench.data import Shape
 from ppbench.defenses._bn_statistics import bn_layers
 from ppbench.errors import UserError
 from ppbench.model import Model, for_images
+from ppbench.partial import partial
 
 
 def conv_net(num_classes: int, in_chans: int = 3, width: int = 32) -> nn.Module:
@@ -26,25 +30,82 @@ def conv_net(num_classes: int, in_chans: int = 3, width: int = 32) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
 
 
-def fresh_teacher(factory: str, shape: Shape, classes: int) -> nn.Module:
-    """Build a teacher for images of `shape`, its weights drawn from the global generator.
+def fresh_teacher(factory: str, shape: Shape, classes: int, weights: str = "") -> nn.Module:
+    """Build a teacher for images of `shape`, its weights drawn from the global generator or read from a file.
+
+    Args:
+        factory: names the network.
+        shape: (C, H, W).
+        classes: number of logits; a file of weights may have more.
+        weights: path of the file; empty = fresh weights.
 
     Raises:
-        UserError: it cannot be built, does not take such images, or has no batch norm to read.
+        UserError: it cannot be built, does not take such images, has no batch norm to read, or the weights are not its.
     """
-    model = for_images(factory, {}, shape, classes)
-    if not factory.startswith(("timm:", "torchvision:")):
-        model = Model(factory, {**model.kwargs, "in_chans": shape[0]})
-    net = model.build()
+    net = _network(factory, shape, classes)
     if not bn_layers(net):
         raise UserError(f"the teacher {factory!r} has no batch norm to take statistics from: choose one that has, "
                         "say torchvision:resnet18")
+    if weights:
+        state = read_weights(weights)
+        if (more := _outputs(net, state)) > classes:
+            net = _network(factory, shape, more)
+        _load(net, state, factory, weights)
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, *shape))
     except Exception as error:
         raise UserError(f"the teacher {factory!r} does not take images of shape {list(shape)}: {error}") from error
     return net
+
+
+def read_weights(path: str) -> Tensors:
+    """Read parameters by name from a safetensors file or from what `torch.save` wrote; nothing in it is executed.
+
+    They may lie under `state_dict`; the prefixes `module.` (of DataParallel) and `net.` (of `Model`) are taken off.
+
+    Raises:
+        UserError: there is no such file, or it holds no such thing.
+    """
+    try:
+        found = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"teacher_weights {path!r} cannot be read ({str(error).splitlines()[0]}): give a file of "
+                        "tensors by name, as safetensors or torch.save write it") from error
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(each, Tensor) for each in found.values()):
+        raise UserError(f"teacher_weights {path!r} holds no tensors by name: give a network's state_dict")
+    for prefix in ("module.", "net."):
+        if all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
+    return dict(found)
+
+
+def _network(factory: str, shape: Shape, classes: int) -> nn.Module:
+    model = for_images(factory, {}, shape, classes)
+    if not factory.startswith(("timm:", "torchvision:")):
+        model = Model(factory, {**model.kwargs, "in_chans": shape[0]})
+    return model.build()
+
+
+def _outputs(net: nn.Module, state: Tensors) -> int:
+    """Return how many logits the weights give where they differ from the network in that alone; 0 = they do not."""
+    odd = {each.shape[0] for name, own in net.state_dict().items()
+           if (each := state.get(name.removeprefix("net."))) is not None and each.shape != own.shape
+           and each.ndim == own.ndim and each.shape[1:] == own.shape[1:]}
+    return odd.pop() if len(odd) == 1 else 0
+
+
+def _load(net: nn.Module, state: Tensors, factory: str, path: str) -> None:
+    own = {name.removeprefix("net."): value for name, value in net.state_dict().items()}
+    # files from before PyTorch 0.4.1 do not count the batches
+    odd = [name for name in sorted(own.keys() ^ state.keys()) if not name.endswith("num_batches_tracked")]
+    odd += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    if odd:
+        raise UserError(f"teacher_weights {path!r} does not fit the teacher {factory!r} with images of this shape "
+                        f"({odd[0]} and {len(odd) - 1} others differ): give the weights of that network")
+    net.load_state_dict({f"net.{name}": state.get(name, value) for name, value in own.items()})
 
 
 def train(net: nn.Module, images: Tensor, labels: Tensor, epochs: int, rng: torch.Generator,
@@ -57,7 +118,8 @@ def train(net: nn.Module, images: Tensor, labels: Tensor, epochs: int, rng: torc
     optimiser = torch.optim.Adam(net.parameters(), lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * parts)
     net.train()
-    for _ in range(epochs):
+    for epoch in range(epochs):
+        partial().report(epoch, epochs, "teacher epochs")
         # equal parts: a last batch of one image would leave batch norm nothing to normalise by
         for rows in torch.randperm(len(images), generator=rng).to(images.device).tensor_split(parts):
             loss = F.cross_entropy(net(shifted(images[rows], rng)), labels[rows])

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ppbench.data import Shape
 from ppbench.engine.job import Engine, Job, Limits, Status
 from ppbench.partial import read_progress
 from ppbench.plan import Cell, DatasetPlan, DefensePlan, Plan
@@ -111,6 +112,17 @@ class Flow:
             output = scratch / "output.safetensors"
             output.touch()  # stages that only report facts write none
             return self.store.publish(step.kind, key, output, outcome.info, outcome.seconds)
+
+    async def fits(self, cell: Cell, shape: Shape, classes: int) -> Artefact:
+        """Hold the victim, as the defense adapts it, against images of a shape.
+
+        Raises:
+            StageFailed: `bad-input` where they do not fit.
+        """
+        inputs = {"weights": await self._weights(cell.victim)} if cell.victim.weights else {}
+        params = {**self._deployed(cell.defense), "recipe": cell.victim.architecture(), "shape": shape,
+                  "classes": classes}
+        return await self.make(Step("fits", "fits", inputs, params, 0, (cell.defense.ref.code,)))
 
     # --- what a data set and a defense need
 

@@ -3,21 +3,15 @@
 import json
 from dataclasses import asdict
 
-import torch
-
-from ppbench.data import Images, Shape
-from ppbench.defense import Defense, draw_keys
+from ppbench.data import Shape
+from ppbench.defense import Defense
 from ppbench.errors import UserError
 from ppbench.flow import Flow, StageFailed
 from ppbench.judge import SMALLEST as JUDGED
 from ppbench.metrics import SSIM_WINDOW
-from ppbench.plan import Cell, DatasetPlan, Plan, label
+from ppbench.plan import DatasetPlan, Plan, label
 from ppbench.plugins import build
-from ppbench.seeding import seeded
-from ppbench.stages import Unprotected
 from ppbench.store import json_digest
-from ppbench.victim import check_fits, start
-from ppbench.weights import read_weights
 
 
 async def check_data(plan: Plan, flow: Flow) -> None:
@@ -50,9 +44,10 @@ async def check_data(plan: Plan, flow: Flow) -> None:
     for cell in {json_digest([shapes[_key(cell.dataset)], cell.defense.identity(), asdict(cell.victim)]): cell
                  for cell in plan.cells}.values():
         try:
-            _check_victim(plan, cell, *shapes[_key(cell.dataset)])
-        except UserError as error:
-            raise UserError(f"{label(cell.defense.ref)} on {cell.dataset.label}: {error}") from error
+            await flow.fits(cell, *shapes[_key(cell.dataset)])
+        except StageFailed as failure:
+            if failure.status == "bad-input":  # a plug-in's own fault becomes a row with its reason
+                raise UserError(f"{label(cell.defense.ref)} on {cell.dataset.label}: {failure.reason}") from None
 
 
 def _check_shape(plan: Plan, shape: Shape, classes: int) -> None:
@@ -67,28 +62,6 @@ def _check_shape(plan: Plan, shape: Shape, classes: int) -> None:
             name = "SSIM" if group == "ssim" else group
             raise UserError(f"{name} needs images of at least {smallest[group]} pixels, but these are {shape[1]} x "
                             f"{shape[2]}: choose a larger size, or leave {group} out of the score groups")
-
-
-def _check_victim(plan: Plan, cell: Cell, shape: Shape, classes: int) -> None:
-    """Build the victim as a defense adapts it, and show it two protected images where that costs little."""
-    defense: Defense = build(cell.defense.ref)
-    path = plan.weights.get(cell.victim.weights)
-    with seeded(0) as rng:
-        weights = read_weights(path) if path else None
-        keys = draw_keys(defense, cell.defense.key_scope, 2, shape, rng, cell.defense.clients)
-        plain = start(cell.victim, Unprotected(), None, shape, classes, weights)
-        goals = torch.tensor([classes - 1])
-        check_fits(plain, plain.build(), torch.zeros(1, *shape), goals)
-        try:
-            model = start(cell.victim, defense, keys, shape, classes, weights)
-            images = Images(torch.rand(2, *shape, generator=rng), torch.zeros(2, dtype=torch.int64), torch.arange(2))
-            shown = defense.protect(images, keys, rng).images if defense.partnered else None
-        except UserError:
-            raise
-        except Exception:
-            return  # a plug-in's own fault becomes a row with its reason
-        if shown is not None:
-            check_fits(model, model.build(), shown, goals)
 
 
 def _key(dataset: DatasetPlan) -> str:

@@ -207,6 +207,30 @@ def make_start(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> 
     return Made(model, {"adapted": _changed(model, plain)})
 
 
+def check_victim(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Hold the victim, plain and adapted, against plain and protected images of a shape.
+
+    Where protection costs much, nothing is protected.
+
+    Raises:
+        UserError: they do not fit; says what would.
+    """
+    recipe, defense, weights = Recipe(**params["recipe"]), _defense(params), inputs.maybe(Table, "weights")
+    channels, height, width = params["shape"]
+    shape, goals = (channels, height, width), torch.tensor([params["classes"] - 1])
+    plain = victim.plain_start(recipe, shape, params["classes"], weights.values if weights else None)
+    victim.check_fits(plain, plain.build(), torch.zeros(1, *shape), goals)
+    keys = draw_keys(defense, params["key_scope"], 2, shape, spawn(rng), params["clients"])
+    model = victim.adapted(plain, defense, keys)
+    net = model.build()
+    if defense.partnered:
+        images = Images(torch.rand(2, *shape, generator=rng), torch.zeros(2, dtype=torch.int64), torch.arange(2))
+        shown = defense.protect(images, keys, spawn(rng)).images
+        if shown.ndim == 4 and shown.dtype == torch.float32:  # what else is wrong with a release is told of the release
+            victim.check_fits(model, net, shown, goals)
+    return Made(None)
+
+
 def make_victim(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
     """Train the victim on the release; with a training attack, under its hand."""
     start, protected = inputs.load(Model, "start"), inputs.load(Protected, "release")
@@ -400,7 +424,7 @@ def make_score(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> 
 Stage = Callable[[Inputs, dict[str, Any], torch.Generator], Made]
 STAGES: dict[str, Stage] = {
     "split": make_split, "clients": make_clients, "weights": make_weights, "keys": make_keys, "release": make_release,
-    "start": make_start, "victim": make_victim,
+    "start": make_start, "fits": check_victim, "victim": make_victim,
     "update": make_update, "pairs": make_pairs, "queries": make_queries, "answers": make_answers, "view": make_view,
     "public-view": make_public_view, "inner-view": make_inner_view, "priors": list_priors,
     "describe-guess": describe_guess, "prior": train_prior,

@@ -2,10 +2,13 @@
 
 import contextlib
 import json
+import os
 import time
 import traceback
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ppbench import codec
 from ppbench.device import computing_on, out_of_memory
@@ -14,7 +17,7 @@ from ppbench.errors import ContractError, NotApplicable, NotGranted, UserError
 from ppbench.files import write_synced
 from ppbench.partial import kept_in
 from ppbench.seeding import seeded, threads
-from ppbench.stages import STAGES, Inputs
+from ppbench.stages import STAGES, Inputs, Made
 
 _LONGEST = 1000  # characters of a reason
 
@@ -25,7 +28,7 @@ def execute(job: Job) -> Outcome:
     try:
         with contextlib.chdir("."), computing_on(job.device), kept_in(Path(job.partial) if job.partial else None), \
                 threads(job.limits.threads), seeded(job.seed) as rng:
-            made = STAGES[job.stage](Inputs(job.inputs), job.params, rng)
+            made = _made(job, rng)
         _check_storable(made.info)
         if made.value is not None:
             write_synced(Path(job.output), codec.dump(made.value))
@@ -45,6 +48,16 @@ def execute(job: Job) -> Outcome:
                            "or smaller batches")
         return Outcome("failed", _sentence(error))
     return Outcome("ok", info=made.info, seconds=time.perf_counter() - start)
+
+
+def _made(job: Job, rng: torch.Generator) -> Made:
+    """Run the stage; what a plug-in forked off and let return ends here, so that one process alone reports."""
+    process = os.getpid()
+    try:
+        return STAGES[job.stage](Inputs(job.inputs), job.params, rng)
+    finally:
+        if os.getpid() != process:
+            os._exit(0)
 
 
 def _check_storable(info: dict[str, Any]) -> None:

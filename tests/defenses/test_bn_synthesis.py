@@ -1,5 +1,7 @@
 import random
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,22 +9,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ppbench.data import Images, SplitSizes, split
 from ppbench.datasets.photos import Photos
-from ppbench.defenses import bn_synthesis
+from ppbench.defenses import _bn_passes, bn_synthesis
+from ppbench.defenses._bn_memory import activations, batches_at_once
+from ppbench.defenses._bn_passes import Iterate, passes, single_class_batches, start_images
 from ppbench.defenses._bn_statistics import (
     Moments,
+    absolute_distance,
     bn_layers,
-    distance,
     group_statistics,
-    per_image,
+    relative_distance,
     running_statistics,
+    tapped,
 )
 from ppbench.defenses._bn_teacher import conv_net, fresh_teacher, train
-from ppbench.defenses.bn_synthesis import BnSynthesis, single_class_batches
+from ppbench.defenses.bn_synthesis import BnSynthesis
 from ppbench.errors import UserError
+from ppbench.partial import Partial, kept_in
 from ppbench.seeding import generator, seeded, threads
 from ppbench.victim import Recipe, accuracy, start
 from ppbench.victim import train as train_victim
@@ -107,9 +114,60 @@ def test_statistics_of_a_class_of_one_image() -> None:
         torch.testing.assert_close(layer.variance[1].double(), variance, atol=1e-5, rtol=1e-5)
 
 
-def test_the_moments_have_the_right_gradient() -> None:
-    values = torch.rand(2, 3, 4, dtype=torch.float64, generator=generator(0)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: tuple(per_image(x)), (values,))
+class Layers(nn.Module):
+    """Two BN layers, one behind a convolution and one without places, so that both kinds are tapped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh())
+        self.late = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.late(self.early(images).mean((2, 3)))
+        return logits
+
+
+def plain_moments(net: nn.Module, images: Tensor, sizes: list[int]) -> tuple[Tensor, list[list[Tensor]]]:
+    """Logits, and mean and variance of each group at each layer, by torch's own differentiable operations."""
+    caught: list[Tensor] = []
+    hooks = [layer.register_forward_pre_hook(lambda _, args: caught.append(args[0])) for layer in bn_layers(net)]
+    logits = net(images)
+    for hook in hooks:
+        hook.remove()
+    both = []
+    for values in caught:
+        axes = (0, *range(2, values.ndim))
+        parts = values.split(sizes)
+        both.append([torch.stack([p.mean(axes) for p in parts]),
+                     torch.stack([p.var(axes, correction=0) for p in parts])])
+    return logits, both
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("sizes", [[5], [2, 3], [1, 1, 3]])
+def test_tapped_moments_and_their_gradient(sizes: list[int], memory_format: torch.memory_format) -> None:
+    """Against autograd in float64; every term of the backward pass has weight: logits, means and variances."""
+    with seeded(3):
+        net = Layers().double().eval().requires_grad_(False)
+        for layer in bn_layers(net):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            layer.running_mean.uniform_(-1, 1)
+            layer.running_var.uniform_(0.5, 2)
+    images = torch.rand(5, 3, 6, 6, dtype=torch.float64, generator=generator(0))
+    images = images.contiguous(memory_format=memory_format).requires_grad_()
+    with tapped(net, sizes) as found:
+        logits = net(images)
+    wanted_logits, wanted = plain_moments(net, images, sizes)
+    terms, wanted_terms = [logits.sin().sum()], [wanted_logits.sin().sum()]
+    for now, true in zip(found, wanted, strict=True):
+        for a, b in zip(now, true, strict=True):
+            torch.testing.assert_close(a.double(), b, atol=1e-6, rtol=1e-5)
+            terms.append((a.double() ** 3).sum())
+            wanted_terms.append((b**3).sum())
+    (gradient,), (true_gradient,) = (torch.autograd.grad(sum(each), images) for each in (terms, wanted_terms))
+    assert true_gradient.norm() > 0.01
+    torch.testing.assert_close(gradient, true_gradient, atol=1e-5, rtol=1e-4)
 
 
 def test_running_statistics_are_the_teachers_own_for_every_class() -> None:
@@ -127,8 +185,41 @@ def test_distance_is_a_sum_of_unsquared_norms() -> None:
     now = [Moments(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 2.0]])),
            Moments(torch.tensor([[5.0], [0.0]]), torch.tensor([[1.0], [0.0]]))]
     zero = [Moments(torch.zeros_like(m.mean), torch.zeros_like(m.variance)) for m in now]
-    assert distance(now, zero).tolist() == [5 + 1 + 5 + 1, 2]
-    assert distance(now, now).tolist() == [0, 0]
+    assert absolute_distance(now, zero).tolist() == [5 + 1 + 5 + 1, 2]
+    assert absolute_distance(now, now).tolist() == [0, 0]
+
+
+def test_relative_distance_is_in_units_of_the_target() -> None:
+    target = [Moments(torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 9.0]]))]
+    now = [Moments(torch.tensor([[3.0, 2.0]]), torch.tensor([[4.0, 18.0]]))]
+    assert relative_distance(now * 2, target * 2).item() == pytest.approx(2 * (1 + 1) / 2, rel=1e-3)
+    scaled = [[Moments(10 * m.mean, 100 * m.variance) for m in each] for each in (now, target)]
+    torch.testing.assert_close(relative_distance(*scaled), relative_distance(now, target), rtol=1e-3, atol=0)
+    assert relative_distance(target, target).item() == 0
+
+
+# ---- where to start
+
+
+def test_natural_noise_falls_with_frequency_and_its_channels_go_together() -> None:
+    white, natural = (start_images(kind, 64, (3, 32, 24), generator(0)) for kind in ("white", "natural"))
+    for images in (white, natural):
+        assert images.shape == (64, 3, 32, 24)
+        assert images.abs().max() <= 1
+        assert len(images.flatten(1).unique(dim=0)) == 64
+    step = [images.diff(dim=3).std() / images.std() for images in (white, natural)]
+    assert step[0] > 1.3
+    assert step[1] < 1.0
+    together = [torch.corrcoef(images.transpose(0, 1).flatten(1))[0, 1] for images in (white, natural)]
+    assert abs(together[0]) < 0.05
+    assert together[1] > 0.5
+
+
+@pytest.mark.parametrize("more", [{"match": "relative", "bn_weight": 1.0}, {"start": "natural"}])
+def test_other_recipes_reach_the_statistics_too(monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]) -> None:
+    seen = watch_loss(monkeypatch)
+    BnSynthesis(steps=40, teacher_epochs=20, **more).protect(coloured([0, 1, 2] * 8), None, generator(0))
+    assert (torch.stack(seen[-3:]).min(0).values < 0.6 * seen[0]).all()
 
 
 # ---- batches
@@ -174,10 +265,11 @@ def test_the_objective_is_that_of_each_batch_alone() -> None:
     net = teacher_of(private)
     defense = BnSynthesis(bn_weight=3.0, ce_weight=2.0, tv_weight=5.0, l2_weight=7.0)
     values = torch.rand(7, 3, 16, 16, generator=generator(3)) * 2 - 1
-    group, batch_class = torch.tensor([0, 1, 0, 2, 0, 1, 2]), torch.tensor([2, 0, 2])
+    sizes, batch_class = [3, 2, 2], torch.tensor([2, 0, 2])
+    group = torch.arange(3).repeat_interleave(torch.tensor(sizes))
     targets = group_statistics(net, private.pixels, private.labels, 3)
     wanted = [Moments(*(part[batch_class] for part in layer)) for layer in targets]
-    loss = defense.loss(net, values, batch_class[group], group, wanted)
+    loss = defense.loss(net, values, batch_class[group], sizes, wanted)
     for number, label in enumerate(batch_class.tolist()):
         hand = by_hand(net, private.pixels[private.labels == label])
         expected = objective_by_hand(defense, net, values[group == number], label, hand)
@@ -236,16 +328,18 @@ def test_each_batch_keeps_its_best_iterate_by_value(monkeypatch: pytest.MonkeyPa
     lowest = {0: 2, 1: 5}  # at which step each of the two batches is best
     iterates: list[Tensor] = []
 
-    def loss(self: BnSynthesis, net: nn.Module, values: Tensor, labels: Tensor, group: Tensor,
+    def loss(self: BnSynthesis, net: nn.Module, values: Tensor, labels: Tensor, sizes: list[int],
              wanted: list[Moments]) -> Tensor:
         step = len(iterates)
-        iterates.append(values.detach().clone())
+        in_order = torch.empty_like(values)
+        in_order[torch.cat([torch.nonzero(private.labels == label).flatten() for label in (0, 1)])] = values.detach()
+        iterates.append(in_order)
         moving = (values - 0.3).pow(2).sum() * 1e-6
         return torch.tensor([float(step != lowest[0]), float(step != lowest[1])]) + moving - moving.detach()
 
+    private = coloured([0, 1, 1, 0, 1])
     monkeypatch.setattr(BnSynthesis, "loss", loss)
     monkeypatch.setattr(bn_synthesis, "shifted", lambda values, rng: values)
-    private = coloured([0, 1, 1, 0, 1])
     release = BnSynthesis(steps=8, teacher_epochs=1).protect(private, None, generator(0))
     assert not torch.equal(iterates[2], iterates[-1])
     for label, step in lowest.items():
@@ -259,7 +353,7 @@ def test_each_batch_keeps_its_best_iterate_by_value(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("stats", ["class", "model"])
 def test_labels_mirror_the_private_ones_and_images_are_images(channels: int, stats: Any) -> None:
-    private = coloured([3, 0, 0, 3, 1, 3, 0], channels)  # class 2 is absent, class 1 has one image
+    private = coloured([3, 0, 0, 3, 1, 3, 2, 2, 0], channels)  # class 1 has one image
     release = BnSynthesis(**TINY, stats=stats).protect(private, None, generator(0))
     assert torch.equal(release.labels, private.labels)
     assert release.source is None
@@ -279,15 +373,137 @@ def test_more_images_go_round_the_private_labels_again() -> None:
     assert len(release.images) == 10
 
 
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 4))
+def test_passes_make_every_image_once(labels: list[int], size: int, together: int) -> None:
+    classes = torch.tensor(labels).unique(return_inverse=True)[1]
+    every = passes(classes, size, together, generator(0))
+    assert torch.cat([one.rows for one in every]).sort().values.tolist() == list(range(len(classes)))
+    assert len({one.seed for one in every}) == len(every)
+    for one in every:
+        assert len(one.sizes) == len(one.classes) <= together
+        for rows, label in zip(one.rows.split(one.sizes), one.classes, strict=True):
+            assert 0 < len(rows) <= size
+            assert classes[rows].unique().tolist() == [label]
+
+
 @pytest.mark.parametrize("together", [1, 4, 512])
-def test_batches_in_one_pass_or_one_by_one(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
-    """Memory decides how many batches share a forward pass; every image is optimised either way."""
-    monkeypatch.setattr(bn_synthesis, "_TOGETHER", together)
-    monkeypatch.setattr(bn_synthesis, "shifted", lambda values, rng: values)  # else each pass shifts its own way
-    release = BnSynthesis(**TINY, batch=2).protect(coloured([0, 1, 1, 0, 1]), None, generator(0))
-    monkeypatch.setattr(bn_synthesis, "_TOGETHER", 2)
-    again = BnSynthesis(**TINY, batch=2).protect(coloured([0, 1, 1, 0, 1]), None, generator(0))
-    torch.testing.assert_close(release.images, again.images, atol=1e-3, rtol=0)
+def test_every_image_is_optimised_however_many_share_a_pass(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
+    monkeypatch.setattr(bn_synthesis, "_TOGETHER", {"cpu": together})
+    seen = watch_loss(monkeypatch)
+    private = coloured([0, 1, 1, 0, 1])
+    release = BnSynthesis(steps=60, teacher_epochs=1, batch=2).protect(private, None, generator(0))
+    assert len(seen) == 60 * {1: 3, 4: 2, 512: 1}[together]
+    for label in (0, 1):  # noise has mean 0.5
+        wanted = private.pixels[private.labels == label].mean((0, 2, 3))
+        found = release.images[release.labels == label].mean((2, 3))
+        assert (found - wanted).abs().mean() < 0.5 * (0.5 - wanted).abs().mean() + 0.02
+
+
+# ---- Adam
+
+
+def test_the_descent_is_adams() -> None:
+    values, goal = torch.rand(4, 3, 2, 2, generator=generator(0)) * 0.2, torch.rand(4, 3, 2, 2, generator=generator(1))
+    theirs = values.clone().requires_grad_()
+    optimiser = torch.optim.Adam([theirs], 0.01, betas=(0.5, 0.99))
+    now = Iterate.start(values.clone(), 1, generator(0))
+    for _ in range(7):
+        (gradient,) = torch.autograd.grad(((now.values - goal) ** 4).sum(), now.values)
+        now.descend(gradient, 0.01)
+        optimiser.zero_grad()
+        ((theirs - goal) ** 4).sum().backward()
+        optimiser.step()
+    torch.testing.assert_close(now.values.detach(), theirs.detach(), atol=1e-6, rtol=1e-5)
+
+
+# ---- a killed run
+
+
+class Kill(BaseException):
+    """As good as a signal: no handler for errors sees it."""
+
+
+@pytest.mark.parametrize(("every", "at"), [(0.0, 1), (0.0, 5), (0.0, 23), (0.0, 29), (1e9, 23)])
+def test_a_killed_synthesis_goes_on_to_the_same_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                                       every: float, at: int) -> None:
+    """Three passes of ten steps, killed in the first, the last, or never saved; saved at every step otherwise."""
+    monkeypatch.setattr(bn_synthesis, "_TOGETHER", {"cpu": 2})
+    monkeypatch.setattr(_bn_passes, "EVERY", every)
+    private = coloured([0, 1, 1, 0, 1])
+    defense = BnSynthesis(steps=10, batch=2, teacher_epochs=1, labels="teacher")
+    whole = defense.protect(private, None, generator(0))
+    seen, trained = watch_loss(monkeypatch), []
+    original = BnSynthesis.loss
+
+    def killed(self: BnSynthesis, *args: Any) -> Tensor:
+        if len(seen) == at:
+            raise Kill
+        return original(self, *args)
+
+    monkeypatch.setattr(bn_synthesis, "train", lambda *args: (trained.append(1), train(*args)))
+    with kept_in(tmp_path), monkeypatch.context() as patch:
+        patch.setattr(BnSynthesis, "loss", killed)
+        with pytest.raises(Kill):
+            defense.protect(private, None, generator(0))
+    seen.clear()
+    with kept_in(tmp_path):
+        again = defense.protect(private, None, generator(0))
+    assert torch.equal(again.images, whole.images)
+    assert torch.equal(again.extras["logits"], whole.extras["logits"])
+    assert len(trained) == 1
+    assert len(seen) == (30 - at if every == 0 else 30)  # every state was saved, so that no step is done twice
+
+
+def test_synthesis_reports_how_far_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said: list[tuple[int, int, str]] = []
+    monkeypatch.setattr(Partial, "report", lambda self, done, total, what: said.append((done, total, what)))
+    monkeypatch.setattr(bn_synthesis, "_TOGETHER", {"cpu": 2})
+    BnSynthesis(**TINY, batch=2).protect(coloured([0, 1, 1, 0, 1]), None, generator(0))
+    images = [(done, total) for done, total, what in said if what == "images"]
+    assert images == sorted(images)
+    assert images[-1] == (5, 5)
+    assert {what for _, _, what in said} == {"teacher epochs", "images"}
+
+
+# ---- the teacher's logits
+
+
+def test_the_teachers_logits_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    nets: list[nn.Module] = []
+    monkeypatch.setattr(bn_synthesis, "train", lambda net, *args: (nets.append(net), train(net, *args)))
+    private = coloured([0, 1, 2, 0, 1, 2])
+    defense = BnSynthesis(steps=5, teacher_epochs=3, labels="teacher", temperature=3.0)
+    release = defense.protect(private, None, generator(0))
+    logits = release.extras["logits"]
+    assert logits.dtype == torch.float32
+    assert logits.shape == (6, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, nets[0](release.images), atol=1e-5, rtol=1e-4)
+    raised = (logits.double() / 3).exp()
+    assert release.soft_labels is not None
+    torch.testing.assert_close(release.soft_labels.double(), raised / raised.sum(1, keepdim=True), atol=1e-6, rtol=0)
+    assert release.temperature == 3
+    assert torch.equal(release.labels, private.labels)
+    hard = replace(defense, labels="hard").protect(private, None, generator(0))
+    assert torch.equal(hard.images, release.images)
+    assert (hard.extras, hard.soft_labels, hard.temperature) == ({}, None, 1)
+
+
+# ---- bfloat16
+
+
+def test_bfloat16_is_near_to_float32_and_repeatable() -> None:
+    private = coloured([0, 1] * 12)
+    net = teacher_of(private, 5)
+    targets = group_statistics(net, private.pixels, private.labels, 2)
+    values = torch.rand(24, 3, 16, 16, generator=generator(3)) * 2 - 1
+    plain, amp = (BnSynthesis(amp=amp).loss(net, values, torch.arange(2).repeat_interleave(12), [12, 12], targets)
+                  for amp in (False, True))
+    assert not torch.equal(plain, amp)
+    torch.testing.assert_close(plain, amp, atol=0.02, rtol=0.02)
+    first, second = (BnSynthesis(**TINY, amp=True).protect(private, None, generator(0)).images for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_there_is_no_key_and_test_images_are_sent_as_they_are() -> None:
@@ -360,7 +576,117 @@ def test_library_networks_can_teach(teacher: str, channels: int) -> None:
     assert defense.protect(private, None, generator(0)).images.shape == private.pixels.shape
 
 
+def saved(net: nn.Module, path: Path, prefix: str = "", wrapped: bool = False) -> str:
+    state = {prefix + name: value for name, value in net.state_dict().items()}
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state, "epoch": 3} if wrapped else state, path)
+    return str(path)
+
+
+@pytest.mark.parametrize(("name", "prefix", "wrapped"), [
+    ("a.safetensors", "", False), ("a.pt", "", False), ("a.th", "module.", True), ("a.pt", "net.", True),
+])
+def test_a_given_teacher_is_not_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, prefix: str,
+                                        wrapped: bool) -> None:
+    with seeded(5):
+        net = conv_net(4)
+    path = saved(net, tmp_path / name, prefix, wrapped)
+    monkeypatch.setattr(bn_synthesis, "train", None)
+    private = coloured([0, 1, 2, 0])  # the teacher knows a class more
+    defense = BnSynthesis(steps=2, teacher_weights=path, labels="teacher")
+    defense.check(private.shape)
+    release = defense.protect(private, None, generator(0))
+    with torch.no_grad():
+        expected = net.eval()(release.images * 2 - 1)
+    torch.testing.assert_close(release.extras["logits"], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_file_of_weights_is_declared() -> None:
+    assert BnSynthesis.files == ("teacher_weights",)
+
+
 # ---- bad input
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    wide, text, listed = tmp_path / "wide.pt", tmp_path / "text.pt", tmp_path / "list.pt"
+    saved(conv_net(4, width=8), wide)
+    text.write_text("no weights")
+    torch.save([1, 2], listed)
+    for path, why in ((wide, "does not fit the teacher"), (text, "cannot be read"), (listed, "holds no tensors"),
+                      (tmp_path / "none.pt", "cannot be read"), (tmp_path / "none.safetensors", "cannot be read")):
+        with pytest.raises(UserError, match=why) as refused:
+            BnSynthesis(teacher_weights=str(path)).check((3, 16, 16))
+        assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_would_run_code_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pt"
+    torch.save({"weight": Evil(tmp_path / "was_here")}, path)
+    with pytest.raises(UserError, match="cannot be read"):
+        BnSynthesis(teacher_weights=str(path)).check((3, 16, 16))
+    assert not (tmp_path / "was_here").exists()
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_class_without_images_has_no_statistics() -> None:
+    gap = coloured([0, 2, 0, 2])
+    with pytest.raises(UserError, match=r"no statistics of class 1.*stats=model"):
+        BnSynthesis(**TINY).protect(gap, None, generator(0))
+    assert BnSynthesis(**TINY, stats="model").protect(gap, None, generator(0)).labels.tolist() == [0, 2, 0, 2]
+
+
+def test_a_batch_of_one_image_with_one_place_has_no_variance() -> None:
+    private = coloured([0, 1, 0], side=16)  # the third layer has 2 x 2 places at 16 pixels, 1 at 8
+    BnSynthesis(**TINY).protect(private, None, generator(0))
+    with pytest.raises(UserError, match=r"batch of one image.*raise batch"):
+        BnSynthesis(**TINY).protect(coloured([0, 1, 0], side=8), None, generator(0))
+
+
+def test_too_little_memory_is_said_before_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bn_synthesis, "free", lambda device: 1e5)
+    with pytest.raises(UserError, match=r"GiB are free: lower batch"):
+        BnSynthesis(**TINY).protect(coloured([0, 1, 0, 1]), None, generator(0))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+                                   torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_memory_that_is_refused_is_said(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def loss(*_: Any) -> Tensor:
+        raise error
+
+    monkeypatch.setattr(BnSynthesis, "loss", loss)
+    with pytest.raises(UserError, match=r"ran out of memory.*lower batch"):
+        BnSynthesis(**TINY).protect(coloured([0, 1, 0, 1]), None, generator(0))
+
+
+def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(*_: Any) -> Tensor:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(BnSynthesis, "loss", loss)
+    with pytest.raises(RuntimeError, match="a bug"):
+        BnSynthesis(**TINY).protect(coloured([0, 1, 0, 1]), None, generator(0))
+
+
+def test_the_estimate_of_memory_counts_every_layer_once() -> None:
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()), nn.Flatten(), nn.Linear(8 * 16, 5))
+    expected = 4 * (2 * 8 * 16 + 8 * 16 + 5)
+    assert activations(net, torch.zeros(1, 3, 4, 4)) == expected
+    assert batches_at_once(1000, 64, 256) == 4
+    assert batches_at_once(2 << 30, 64, 256) == 1
+    assert batches_at_once((2 << 30) // 128, 64, 256) == 2
 
 
 @pytest.mark.parametrize(("teacher", "shape", "why"), [
@@ -374,9 +700,10 @@ def test_a_teacher_that_cannot_serve_is_refused_early(teacher: str, shape: Any, 
         BnSynthesis(teacher=teacher).check(shape)
 
 
-def test_every_private_image_has_a_row_however_few_are_asked_for() -> None:
-    quick = BnSynthesis(images=3, steps=1, teacher_epochs=1)
-    assert quick.protect(coloured([0, 1, 0, 1]), None, generator(0)).labels.tolist() == [0, 1, 0, 1]
+@pytest.mark.parametrize(("images", "labels"), [(3, [0, 1, 0]), (0, [0, 1, 0, 1]), (5, [0, 1, 0, 1, 0])])
+def test_as_many_are_released_as_are_asked_for(images: int, labels: list[int]) -> None:
+    quick = BnSynthesis(images=images, steps=1, teacher_epochs=1)
+    assert quick.protect(coloured([0, 1, 0, 1]), None, generator(0)).labels.tolist() == labels
 
 
 def test_too_few_images_are_refused() -> None:
@@ -392,7 +719,8 @@ def test_a_loss_that_is_never_finite_is_said() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"images": -1}, {"steps": 0}, {"batch": 0}, {"teacher_epochs": 0}, {"lr": 0.0},
-                                 {"lr": float("nan")}, {"bn_weight": -1.0}, {"tv_weight": float("inf")}])
+                                 {"lr": float("nan")}, {"temperature": 0.0}, {"bn_weight": -1.0},
+                                 {"tv_weight": float("inf")}])
 def test_parameters_out_of_range_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         BnSynthesis(**bad)

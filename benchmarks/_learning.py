@@ -1,0 +1,57 @@
+"""Task accuracy of every victim: the suite `victims`, whole or in small."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from _real import ROOT
+from _table import Figure, at_most
+
+from ppbench.display import Terminal
+from ppbench.plan import make_plan
+from ppbench.results import Row
+from ppbench.runner import RunOptions, run
+from ppbench.suite import read_suite, validate
+
+SUITE = ROOT / "leaderboards" / "suites" / "victims.toml"
+SMALL = {"private": 600, "public": 50, "test": 400}
+BRIEF = {"epochs": 1}
+PAPERS = {"patch-shuffle": "paper, ImageNet: -1.9 with RPE, -3.1 without", "mixup": "paper, ImageNet: -3.8",
+          "block-scrambling": "paper: 0 when adapted"}
+
+
+def learning(quick: bool, output: Path) -> list[Figure]:
+    """Run the suite (or go on with it), and return each row's accuracy and its gap to the plain victim's."""
+    tables = read_suite(SUITE)
+    if quick:
+        tables = brief(tables)
+    plan = make_plan(validate(tables, SUITE.name), SUITE.parent)
+    with tempfile.TemporaryDirectory() as scratch, Terminal() as terminal:
+        rows = run(plan, RunOptions(Path(scratch) if quick else output), terminal).rows
+    return [figure for row in rows for figure in figures(row)]
+
+
+def brief(tables: dict[str, Any]) -> dict[str, Any]:
+    """Cut a suite down to a minute's work."""
+    tables["dataset"] = [table | SMALL for table in tables["dataset"]]
+    tables["victim"] |= BRIEF
+    for table in tables["defense"]:
+        if "victim" in table:
+            table["victim"] |= BRIEF
+        if table["use"] == "bn-synthesis":
+            table |= {"images": 100, "steps": 5, "teacher_epochs": 1}
+    return tables
+
+
+def figures(row: Row) -> list[Figure]:
+    """Return a row's accuracy, and how far it stays behind the same network on plain images."""
+    params = {"{}": ""}.get(row["defense_params"], f" {row['defense_params']}")
+    name = f"{row['victim'].rpartition(':')[2]} | {row['defense']}{params} | seed {row['seed']}"
+    if row["status"] != "ok":
+        return [Figure(name, f"{row['status']}: {row['reason']}", float("nan"), "ok", met=False)]
+    gap = 100 * (row["task_accuracy"] - row["task_accuracy_plain"])
+    found = [Figure(name, "accuracy", row["task_accuracy"])]
+    if row["victim_adapted"] == "weights" and row["defense"] == "block-scrambling":
+        return [*found, at_most(name, "gap to plain, points (trained apart, float32 or bf16 rounding)", abs(gap), 2.0)]
+    paper = PAPERS.get(row["defense"], "")
+    return [*found, Figure(name, "gap to plain, points" + (f" ({paper})" if paper else ""), gap)]
