@@ -154,7 +154,8 @@ def make_release(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -
     defense = _defense(params)
     # What costs much to make (it has no partners) is made where the run computes.
     private = images.private if defense.partnered else images.private.to(device())
-    release = on_cpu(defense.protect(private, keys.private, spawn(rng)))
+    release = defense.protect(private, keys.private, spawn(rng))
+    release = on_cpu(release) if isinstance(release, Release) else release
     check_release(release, images, params["targets"])
     if defense.partnered != (release.source is not None):
         raise ContractError(f"the defense says partnered = {defense.partnered}, but its release has "

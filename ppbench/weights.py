@@ -11,6 +11,7 @@ from ppbench.codec import Tensors
 from ppbench.errors import UserError
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
+_COUNTER = ".num_batches_tracked"  # of batch norm; older files come without
 _PREFIXES = ("module.", "net.")
 
 
@@ -89,6 +90,7 @@ def take_over(net: nn.Module, weights: Tensors, name: str) -> None:
     head = _classifier(net)
     fresh = {key for key, value in own.items() if key.startswith(head)
              and (key not in weights or weights[key].shape != value.shape)}
+    fresh |= {key for key in own if key.endswith(_COUNTER) and key not in weights}
     wrong = [key for key, value in own.items() if key not in fresh
              and (key not in weights or weights[key].shape != value.shape)]
     extra = [key for key in weights if key not in own and not key.startswith(head)]
