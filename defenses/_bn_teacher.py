@@ -1,10 +1,9 @@
 """The teacher of `bn-synthesis`: a small batch-norm network, and its training on the private images."""
 
 import math
-from collections.abc import Mapping
+from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +13,7 @@ from ppbench.defenses._bn_statistics import bn_layers
 from ppbench.errors import UserError
 from ppbench.model import Model, for_images
 from ppbench.partial import partial
+from ppbench.weights import read_weights
 
 
 def conv_net(num_classes: int, in_chans: int = 3, width: int = 32) -> nn.Module:
@@ -47,7 +47,7 @@ def fresh_teacher(factory: str, shape: Shape, classes: int, weights: str = "") -
         raise UserError(f"the teacher {factory!r} has no batch norm to take statistics from: choose one that has, "
                         "say torchvision:resnet18")
     if weights:
-        state = read_weights(weights)
+        state = read_weights(Path(weights), "teacher_weights")
         if (more := _outputs(net, state)) > classes:
             net = _network(factory, shape, more)
         _load(net, state, factory, weights)
@@ -57,29 +57,6 @@ def fresh_teacher(factory: str, shape: Shape, classes: int, weights: str = "") -
     except Exception as error:
         raise UserError(f"the teacher {factory!r} does not take images of shape {list(shape)}: {error}") from error
     return net
-
-
-def read_weights(path: str) -> Tensors:
-    """Read parameters by name from a safetensors file or from what `torch.save` wrote; nothing in it is executed.
-
-    They may lie under `state_dict`; the prefixes `module.` (of DataParallel) and `net.` (of `Model`) are taken off.
-
-    Raises:
-        UserError: there is no such file, or it holds no such thing.
-    """
-    try:
-        found = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"teacher_weights {path!r} cannot be read ({str(error).splitlines()[0]}): give a file of "
-                        "tensors by name, as safetensors or torch.save write it") from error
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(each, Tensor) for each in found.values()):
-        raise UserError(f"teacher_weights {path!r} holds no tensors by name: give a network's state_dict")
-    for prefix in ("module.", "net."):
-        if all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): value for name, value in found.items()}
-    return dict(found)
 
 
 def _network(factory: str, shape: Shape, classes: int) -> nn.Module:

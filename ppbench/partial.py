@@ -89,6 +89,6 @@ def read_progress(folder: Path) -> str:
     """Return how far a computation said that it is, as "3/62 batches"; "" where it said nothing."""
     try:
         found = json.loads((folder / PROGRESS).read_text())
-        return f"{int(found['done'])}/{int(found['total'])} {str(found['what'])[:20]}"
+        return f"{int(found['done'])}/{int(found['total'])} {str(found['what'])[:40]}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -203,7 +203,7 @@ def _victim(table: dict[str, Any], folder: Path, weights: dict[str, Path]) -> Re
     recipe: Recipe = configure(Recipe, "victim", table)
     if recipe.weights not in ("", PRETRAINED):
         path = (folder / Path(recipe.weights).expanduser()).resolve()
-        recipe = replace(recipe, weights=_named_by_content(path, "victim: the weights"))
+        recipe = replace(recipe, weights=_named_by_content(path, "victim: weights"))
         weights[recipe.weights] = path
     source, _, name = recipe.model.partition(":")
     if not source or not name:
@@ -227,7 +227,7 @@ def _named_by_content(path: Path, what: str) -> str:
         UserError: it cannot be read.
     """
     if not path.is_file():
-        raise UserError(f"{what} {str(path)!r} do not exist: give a file, relative to the suite")
+        raise UserError(f"{what}: {str(path)!r} is no file: give one, relative to the suite")
     return f"{path.name}@{_content(path)[:12]}"
 
 
@@ -271,7 +271,7 @@ def _ref(group: str, table: PlugInTable, folder: Path) -> tuple[Ref, type]:
         code = code_digest(cls.__module__)
     named = [key for key in getattr(cls, "files", ()) if isinstance(params.get(key), str) and params[key]]
     files = {key: (folder / Path(params[key]).expanduser()).resolve() for key in named}
-    contents = {key: _named_by_content(path, f"{name}: the file of {key!r}") for key, path in files.items()}
+    contents = {key: _named_by_content(path, f"{name}: {key}") for key, path in files.items()}
     places = {key: str(path) for key, path in files.items()}
     component = configure(cls, name, {**params, **places})
     return Ref(group, name, {**_declared(component, {**params, **places}), **contents}, code, file, places), cls

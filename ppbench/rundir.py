@@ -19,7 +19,7 @@ from ppbench.plan import Cell, Plan, label
 from ppbench.plugins import is_file
 from ppbench.results import PER_IMAGE_COLUMNS, Row, read_row, to_csv
 from ppbench.score import Sheet
-from ppbench.stages import Protected
+from ppbench.stages.values import Protected
 from ppbench.store import json_digest
 from ppbench.verdicts import COLUMNS as VERDICT_COLUMNS
 from ppbench.verdicts import Verdict, judge_rows, verdict_line

@@ -15,10 +15,15 @@ _COUNTER = ".num_batches_tracked"  # of batch norm; older files come without
 _PREFIXES = ("module.", "net.")
 
 
-def read_weights(path: Path) -> Tensors:
+def read_weights(path: Path, what: str = "weights") -> Tensors:
     """Read weights by name from a safetensors file, or from one of torch's without running anything in it.
 
-    The names lose a `module.` in front; a state_dict may stand under a key of that name.
+    The names lose a `module.` (of DataParallel) or `net.` (of `Model`) in front; a state_dict may stand under a key of
+    that name.
+
+    Args:
+        path: the file.
+        what: names it in messages.
 
     Raises:
         UserError: the file is missing or holds no weights.
@@ -29,13 +34,13 @@ def read_weights(path: Path) -> Tensors:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"the weights {str(path)!r} cannot be read ({reason}): give a safetensors file, or a "
+        raise UserError(f"{what} {str(path)!r} cannot be read ({reason}): give a safetensors file, or a "
                         "state_dict that torch loads with weights_only=True") from error
     for name in _WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]
     if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        raise UserError(f"{str(path)!r} holds no weights by name: give a state_dict")
+        raise UserError(f"{what} {str(path)!r} holds no tensors by name: give a network's state_dict")
     return stripped(found)
 
 

@@ -15,7 +15,7 @@ from ppbench.defenses.patch_shuffle import PatchShuffle
 from ppbench.plan import Plan
 from ppbench.ref import Ref
 from ppbench.seeding import generator
-from ppbench.stages import Keyring, Protected
+from ppbench.stages.values import Keyring, Protected
 from ppbench.view import Algorithm, Sealed, View
 
 SHAPE = (3, 16, 16)

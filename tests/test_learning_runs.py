@@ -13,7 +13,7 @@ from ppbench.errors import UserError
 from ppbench.model import Model, for_images
 from ppbench.plan import Plan
 from ppbench.runner import check
-from ppbench.stages import Clients, Keyring, Protected
+from ppbench.stages.values import Clients, Keyring, Protected
 from ppbench.training import Trainer
 
 VIT: dict[str, Any] = {"model": "timm:vit_tiny_patch16_224",
@@ -100,7 +100,7 @@ def test_weights_to_start_from_are_taken_over_and_named_by_content(tiny_npz: Pat
 
 
 def test_weights_that_do_not_fit_are_told_before_anything_is_computed(tiny_npz: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="do not exist"):
+    with pytest.raises(UserError, match="is no file: give one"):
         plan(tiny_npz, [{"use": "none"}], {"weights": "absent.pt"})
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"not those of the victim .* choose the model"):

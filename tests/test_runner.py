@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -321,7 +322,16 @@ class Slow(Attack):
 """
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let children hear SIGINT: where tests run in the background of a shell, it is ignored, and they inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_a_stopped_run_goes_on_and_ends_like_an_undisturbed_one(tiny_npz: Path, tmp_path: Path) -> None:
     plugin(tmp_path, SLOW)
     gate = tmp_path / "gate"  # half of the cells wait until it is there

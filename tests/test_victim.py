@@ -15,7 +15,7 @@ from ppbench.errors import ContractError, UserError
 from ppbench.model import Model
 from ppbench.recipe import Recipe
 from ppbench.seeding import generator, seeded
-from ppbench.stages import check_release
+from ppbench.stages.protecting import check_release
 from ppbench.updates import client_update, prepare
 from ppbench.victim import accuracy, start, train
 

@@ -15,7 +15,7 @@ from ppbench.errors import NotApplicable
 from ppbench.flow import StageFailed
 from ppbench.model import Model
 from ppbench.plan import AttackPlan
-from ppbench.stages import describe_prior
+from ppbench.stages.attacking import describe_prior
 from ppbench.threat import CAPABILITIES, NAMED, ThreatModel
 from ppbench.view import Sealed, View
 

@@ -16,7 +16,7 @@ from ppbench.conformance.findings import Check, Skipped, sentence
 from ppbench.conformance.scenes import VIT, Scene
 from ppbench.conformance.trial import ONE, OTHER, attempt, dependence, disturbance
 from ppbench.errors import NotApplicable, NotGranted
-from ppbench.stages import describe_prior
+from ppbench.stages.attacking import describe_prior
 from ppbench.threat import CAPABILITIES
 from ppbench.view import PARTS, Sealed, View
 

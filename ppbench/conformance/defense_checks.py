@@ -18,7 +18,7 @@ from ppbench.data import Shape, Split
 from ppbench.defense import Defense, Release, draw_keys
 from ppbench.errors import UserError
 from ppbench.seeding import generator
-from ppbench.stages import check_release
+from ppbench.stages.protecting import check_release
 
 
 def declaration(bench: DefenseBench) -> Iterator[str]:

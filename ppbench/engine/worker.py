@@ -17,7 +17,8 @@ from ppbench.errors import ContractError, NotApplicable, NotGranted, UserError
 from ppbench.files import write_synced
 from ppbench.partial import kept_in
 from ppbench.seeding import seeded, threads
-from ppbench.stages import STAGES, Inputs, Made
+from ppbench.stages import STAGES
+from ppbench.stages.values import Inputs, Made
 
 _LONGEST = 1000  # characters of a reason
 

@@ -25,7 +25,7 @@ from ppbench.metrics import ssim
 from ppbench.plugins import build
 from ppbench.ref import Ref
 from ppbench.seeding import generator, seeded
-from ppbench.stages import describe_prior
+from ppbench.stages.attacking import describe_prior
 from ppbench.view import Algorithm, Sealed, View, quantised
 
 NONE = Ref("defenses", "none")

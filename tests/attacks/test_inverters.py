@@ -37,7 +37,7 @@ from ppbench.metrics import ssim
 from ppbench.plugins import build, configure, load_class
 from ppbench.ref import Ref
 from ppbench.seeding import generator, seeded
-from ppbench.stages import describe_prior
+from ppbench.stages.attacking import describe_prior
 from ppbench.view import Algorithm, Pairs, Sealed, View, quantised
 
 QUICK: list[InverterAttack] = [VitInverter(steps=3, batch=8, width=16, depth=1),

@@ -1,0 +1,60 @@
+"""What runs a plug-in of the adversary's: the only data it is given is a view."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppbench import codec
+from ppbench.attack import Prior, check_reconstruction
+from ppbench.calibrate import BlindGuess
+from ppbench.errors import ContractError
+from ppbench.plugins import class_at
+from ppbench.ref import Ref
+from ppbench.stages.values import Inputs, Made, Table, attack_of
+from ppbench.view import Sealed, View
+
+
+def list_priors(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Ask an attack which priors it wants, and what each of them would be learnt from."""
+    view = View(inputs.load(Sealed, "view"))
+    wanted = attack_of(params).priors(view)
+    return Made(None, {"priors": {name: describe_prior(prior, view) for name, prior in wanted.items()}})
+
+
+def describe_prior(prior: Any, view: View) -> dict[str, Any]:
+    """Name a prior so that any process can make it: its class, parameters, needs and the digest of what it sees."""
+    cls = type(prior)
+    if not issubclass(cls, Prior) or "__dataclass_fields__" not in vars(cls):
+        raise ContractError(f"priors() must give dataclasses derived from ppbench.attack.Prior, not {cls.__name__}")
+    return {"class": f"{cls.__module__}:{cls.__qualname__}", "params": asdict(prior),
+            "sees": codec.digest(view.only(prior.needs).sealed)}
+
+
+def describe_guess(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Describe the prior behind a floor, as an attack would that asked for the same."""
+    view = View(inputs.load(Sealed, "view"))
+    return Made(None, {"prior": describe_prior(BlindGuess(params["metric"], params["trunk"]), view)})
+
+
+def train_prior(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Let an adversary learn what it uses in many cells."""
+    ref = Ref.from_json(params["ref"]) if params.get("ref") else None
+    prior: Prior = class_at(params["prior"]["class"], ref)(**params["prior"]["params"])
+    view = View(inputs.load(Sealed, "view")).only(prior.needs)
+    found = prior.train(view, rng)
+    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
+        raise ContractError(f"{type(prior).__name__}.train must return a dict of tensors by name, "
+                            f"not a {type(found).__name__}")
+    return Made(Table(found))
+
+
+def run_attack(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Run an attack on its view."""
+    view = View(inputs.load(Sealed, "view"))
+    priors = {name.removeprefix("prior:"): inputs.load(Table, name).values
+              for name in inputs.files if name.startswith("prior:")}
+    found = attack_of(params).run(view, priors, rng)
+    check_reconstruction(found, view)
+    return Made(replace(found, images=found.images.detach().float().clamp(0, 1)))

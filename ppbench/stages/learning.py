@@ -1,0 +1,144 @@
+"""From a release to a victim and its updates."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppbench import victim
+from ppbench.attack import TrainingAttack
+from ppbench.codec import Tensors
+from ppbench.data import Images, Split
+from ppbench.defense import Release, draw_keys
+from ppbench.errors import ContractError, UserError
+from ppbench.lessons import Lessons, Renewed, Same, lesson_of
+from ppbench.model import Model
+from ppbench.recipe import Recipe
+from ppbench.seeding import spawn
+from ppbench.stages.values import (
+    Clients,
+    Inputs,
+    Keyring,
+    Made,
+    Protected,
+    Table,
+    Trained,
+    attack_of,
+    defense_of,
+    threat_of,
+)
+from ppbench.updates import client_update
+from ppbench.weights import published, read_weights
+
+
+def make_weights(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Read the weights that the victim starts from."""
+    if "file" in params:
+        return Made(Table(read_weights(Path(params["file"]["file"]))))
+    return Made(Table(published(params["model"], params["kwargs"])))
+
+
+def make_start(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Draw the victim's public starting weights, in the architecture for this defense."""
+    images, keys = inputs.load(Split, "split"), inputs.load(Keyring, "keys")
+    recipe, weights = Recipe(**params["recipe"]), inputs.maybe(Table, "weights")
+    plain = victim.plain_start(recipe, images.private.shape, images.classes, weights.values if weights else None)
+    model = victim.adapted(plain, defense_of(params), keys.private)
+    return Made(model, {"adapted": _changed(model, plain)})
+
+
+def check_victim(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Hold the victim, plain and adapted, against plain and protected images of a shape.
+
+    Where protection costs much, nothing is protected.
+
+    Raises:
+        UserError: they do not fit; says what would.
+    """
+    recipe, defense, weights = Recipe(**params["recipe"]), defense_of(params), inputs.maybe(Table, "weights")
+    channels, height, width = params["shape"]
+    shape, goals = (channels, height, width), torch.tensor([params["classes"] - 1])
+    plain = victim.plain_start(recipe, shape, params["classes"], weights.values if weights else None)
+    victim.check_fits(plain, plain.build(), torch.zeros(1, *shape), goals)
+    keys = draw_keys(defense, params["key_scope"], 2, shape, spawn(rng), params["clients"])
+    model = victim.adapted(plain, defense, keys)
+    net = model.build()
+    if defense.partnered:
+        images = Images(torch.rand(2, *shape, generator=rng), torch.zeros(2, dtype=torch.int64), torch.arange(2))
+        shown = defense.protect(images, keys, spawn(rng)).images
+        if shown.ndim == 4 and shown.dtype == torch.float32:  # what else is wrong with a release is told of the release
+            victim.check_fits(model, net, shown, goals)
+    return Made(None)
+
+
+def make_victim(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Train the victim on the release; with a training attack, under its hand."""
+    start, protected = inputs.load(Model, "start"), inputs.load(Protected, "release")
+    recipe, release = Recipe(**params["recipe"]), protected.release
+    attack = attack_of(params) if params.get("ref") else None
+    training, acting = spawn(rng), spawn(rng)  # the honest victim sees the same minibatches
+    penalty = None
+    if isinstance(attack, TrainingAttack):
+        penalty = attack.penalty(release, start.build(), acting)
+    model, warning = victim.teach(start, _lessons(inputs, params, release), recipe, training, penalty=penalty,
+                                  owner=_owner(inputs.maybe(Clients, "clients"), release), until=params["until"])
+    if isinstance(attack, TrainingAttack):
+        assert model.state is not None
+        hidden = attack.finish(release, dict(model.state), acting)
+        model = replace(model, state=_checked_state(hidden, model.state))
+    accuracy = victim.accuracy(model, protected.queries, protected.query_labels)
+    return Made(Trained(model, accuracy), {"accuracy": accuracy, "warning": warning})
+
+
+def make_update(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Compute what the clients send to a federated server for the targets' released images."""
+    protected, model = inputs.load(Protected, "release"), model_at(inputs)
+    threat, targets = threat_of(params), params["targets"]
+    release = protected.release
+    update = client_update(model, release.images[:targets], lesson_of(release).goals[:targets], batch=threat.batch,
+                           local_steps=threat.local_steps, learning_rate=threat.learning_rate,
+                           bn_train=threat.bn_train)
+    return Made(defense_of(params).protect_update(update, spawn(rng)))
+
+
+def _lessons(inputs: Inputs, params: dict[str, Any], release: Release) -> Lessons:
+    """Return the release for every epoch or, where clients protect anew, their images and keys."""
+    recipe = Recipe(**params["recipe"])
+    if not recipe.renews or release.source is None:
+        return Same(lesson_of(release), recipe.augment)  # images that stand for nobody may be augmented by anybody
+    return Renewed(inputs.load(Split, "split").private, defense_of(params), inputs.load(Keyring, "keys").private,
+                   params["key_scope"], params["quantise"], recipe.augment)
+
+
+def _owner(clients: Clients | None, release: Release) -> Tensor | None:
+    if clients is None:
+        return None
+    if release.source is None:
+        raise UserError("the defense releases images that no client holds, so that there is nothing to train on in a "
+                        "federation: set clients = 1 in its victim")
+    return clients.private[release.source]
+
+
+def _changed(model: Model, plain: Model) -> str:
+    """Say what the defense changed in the network that its victim starts from: nothing, weights, or layers."""
+    if (model.factory, model.kwargs) != (plain.factory, plain.kwargs):
+        return "layers"
+    before, after = plain.state or {}, model.state or {}
+    return "no" if all(torch.equal(value, after[name]) for name, value in before.items()) else "weights"
+
+
+def _checked_state(state: Tensors, before: Tensors) -> Tensors:
+    if set(state) != set(before):
+        raise ContractError("finish() must return a state with the names it was given")
+    for name, tensor in state.items():
+        if tensor.shape != before[name].shape:
+            raise ContractError(f"finish() must keep the shape of {name!r}")
+    return state
+
+
+def model_at(inputs: Inputs) -> Model:
+    """Return the weights a threat model speaks of: trained ones where they are among the inputs."""
+    trained = inputs.maybe(Trained, "victim")
+    return trained.model if trained else inputs.load(Model, "start")

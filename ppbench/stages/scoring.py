@@ -1,0 +1,30 @@
+"""From a reconstruction to its scores."""
+
+from typing import Any
+
+import torch
+
+from ppbench.attack import Reconstruction
+from ppbench.calibrate import Guesses
+from ppbench.data import Split
+from ppbench.judge import train_judge
+from ppbench.score import ScoreSettings, Truth, score
+from ppbench.stages.values import Inputs, Made, Protected, Table
+
+
+def make_judge(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Train the classifier by which `recognition` and `identification_feature` are measured."""
+    images = inputs.load(Split, "split")
+    return Made(Table(train_judge(images.public, images.classes, rng)))
+
+
+def make_score(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Score a reconstruction against the private images."""
+    images, protected = inputs.load(Split, "split"), inputs.load(Protected, "release")
+    guesses = {name.removeprefix("guess:"): Guesses.from_tensors(inputs.load(Table, name).values)
+               for name in inputs.files if name.startswith("guess:")}
+    judge = inputs.maybe(Table, "judge")
+    truth = Truth(images, protected.release, params["targets"], params["labels_known"], guesses,
+                  judge.values if judge else None)
+    return Made(score(truth, inputs.load(Reconstruction, "found"), inputs.maybe(Reconstruction, "outer"),
+                      ScoreSettings(**params["settings"]), rng))
