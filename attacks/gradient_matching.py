@@ -36,14 +36,17 @@ class Problem:
         net: the network, prepared for second derivatives.
         target: parameter name -> `[batches, *parameter shape]`.
         labels: `[batches, size]`.
+        smoothing: of the labels in the clients' loss.
     """
 
     net: nn.Module
     target: Tensors
     labels: Tensor
+    smoothing: float = 0.0
 
     def __getitem__(self, rows: Tensor) -> "Problem":
-        return Problem(self.net, {name: value[rows] for name, value in self.target.items()}, self.labels[rows])
+        target = {name: value[rows] for name, value in self.target.items()}
+        return Problem(self.net, target, self.labels[rows], self.smoothing)
 
     def distances(self, images: Tensor) -> Tensor:
         """Return the cosine distances `[batches]` between the gradients of `images` and the target."""
@@ -51,7 +54,7 @@ class Problem:
         own = {name: params.pop(name) for name in self.target}
 
         def loss(own: Tensors, x: Tensor, y: Tensor) -> Tensor:
-            return cross_entropy(functional_call(self.net, (own, params), (x,)), y)
+            return cross_entropy(functional_call(self.net, (own, params), (x,)), y, label_smoothing=self.smoothing)
 
         found = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")(own, images, self.labels)
         return cosine_distance(found, self.target)
@@ -105,7 +108,7 @@ class GradientMatching(Attack):
             target = {name: value[rows] / scale for name, value in update.values.items()}
             labels = (torch.stack(view.labels.split(update.batch)[rows]) if "labels" in view.granted
                       else infer_labels(net, target, size, view.classes, like))
-            problem = Problem(net, target, labels)
+            problem = Problem(net, target, labels, update.label_smoothing)
             starts = self._starts((self.restarts, *labels.shape, *view.released_shape), like, rng)
             images, note = self._solve(problem, starts)
             found.append(images.flatten(0, 1))

@@ -63,9 +63,9 @@ class Memorization(TrainingAttack):
         force = self.strength * FORCE[self.encoding]
         if self.encoding == "sign":
             signs = to_bits(images, DEPTH).flatten().float() * 2 - 1
-            return lambda net: force * (-signs * _weights(net, names, len(signs))).relu().sum()
+            return lambda net: force * (-signs.to(_home(net)) * _weights(net, names, len(signs))).relu().sum()
         values = _standardised(images.flatten())
-        return lambda net: -force * (values * _standardised(_weights(net, names, len(values)))).sum()
+        return lambda net: -force * (values.to(_home(net)) * _standardised(_weights(net, names, len(values)))).sum()
 
     def finish(self, release: Release, state: Tensors, rng: torch.Generator) -> Tensors:
         """Write the images into the low mantissa bits (`lsb`)."""
@@ -101,6 +101,11 @@ class Memorization(TrainingAttack):
         public = resize(view.public.pixels, view.released_shape)
         scaled = _standardised(weights[: held * values]) * public.std() + public.mean()
         return scaled.reshape(held, *view.released_shape).clamp(0, 1)
+
+
+def _home(net: nn.Module) -> torch.device:
+    """Return where the victim is trained."""
+    return next(net.parameters()).device
 
 
 def _weights(net: nn.Module, names: list[str], count: int) -> Tensor:

@@ -41,7 +41,8 @@ def batches_at_once(image: int, batch: int, most: int) -> int:
 def free(device: torch.device) -> float:
     """Return the bytes of memory that are free; infinity where that is not known."""
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + reusable)
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return float(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024

@@ -55,7 +55,10 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        parts = [torch.batch_norm_update_stats(part, None, None, 0.0) for part in values.split(sizes)]
+        # Beside bfloat16 values, float32 statistics make for float32 moments.
+        exact = torch.promote_types(values.dtype, torch.float32)
+        zero = torch.zeros(values.shape[1], device=values.device, dtype=exact)
+        parts = [torch.batch_norm_update_stats(part, zero, zero + 1, 0.0) for part in values.split(sizes)]
         mean, variance = (torch.stack(each) for each in zip(*parts, strict=True))
         ctx.save_for_backward(values, mean)
         ctx.sizes = sizes

@@ -1,6 +1,7 @@
 """The teacher of `bn-synthesis`: a small batch-norm network, and its training on the private images."""
 
 import math
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -53,7 +54,11 @@ def fresh_teacher(factory: str, shape: Shape, classes: int, weights: str = "") -
         _load(net, state, factory, weights)
     try:
         with torch.no_grad():
-            net.eval()(torch.zeros(1, *shape))
+            outputs = net.eval()(torch.zeros(1, *shape))
+            if not weights:
+                outputs = deepcopy(net).train()(torch.zeros(2, *shape))
+        if not isinstance(outputs, Tensor):
+            raise TypeError(f"in training it gives a {type(outputs).__name__}, not logits")
     except Exception as error:
         raise UserError(f"the teacher {factory!r} does not take images of shape {list(shape)}: {error}") from error
     return net

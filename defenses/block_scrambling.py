@@ -267,9 +267,10 @@ class BlockScrambling(PerImageDefense):
     def _mismatch(self, vit: VitShape) -> str:
         """Say that the ViT's patches do not match the blocks, and what to change."""
         height, width = vit.patch
+        block = f"or block = {height}, " if height == width else ""
         return (f"block-scrambling: the ViT's patches of {height} x {width} pixels mix values of several encrypted "
                 f"blocks of {self._side} x {self._side}, so that it cannot absorb the key: set patch_size = "
-                f"{self._side} in the kwargs of [victim], or block = {height}, or absorb = 'none' (the ViT as it is)")
+                f"{self._side} in the kwargs of [victim], {block}or absorb = 'none' (the ViT as it is)")
 
 
 def _repeated(key: Tensors, count: int) -> Tensors:

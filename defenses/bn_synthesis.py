@@ -41,8 +41,8 @@ class BnSynthesis(Defense):
     that class give them, and the teacher recognises the class.
 
     There is no partner: released image i carries the label of private image i (again from the first where there are
-    more), so that every target has a row and the class mix is kept, but it is made from the whole class and is
-    nobody's image (`source` is None). A score between the two says nothing; match the sets instead.
+    more), so that every target has a row, but it is made from the whole class and is nobody's image (`source` is
+    None). A score between the two says nothing; match the sets instead.
 
     The defaults suit the small teacher. With a ResNet-20 of CIFAR-10, `start = "natural"`, `match = "relative"`,
     `bn_weight = 1`, `ce_weight = 0.1` and `tv_weight = 0.1` taught more in as many steps.
@@ -75,6 +75,7 @@ class BnSynthesis(Defense):
 
     partnered = False
     files: ClassVar[tuple[str, ...]] = ("teacher_weights",)
+    networks: ClassVar[tuple[str, ...]] = ("teacher",)
     images: int = 0
     steps: int = 150
     batch: int = 64
@@ -103,6 +104,10 @@ class BnSynthesis(Defense):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
 
+    def count(self, private: int) -> int:
+        """Release as many as are asked for, or as are private."""
+        return self.images or private
+
     def check(self, shape: Shape) -> None:
         """Refuse a teacher that cannot be built, does not take such images or has no batch norm."""
         with seeded(0):
@@ -129,11 +134,11 @@ class BnSynthesis(Defense):
                 raise UserError(f"bn-synthesis ran out of memory with the teacher {self.teacher!r}: lower batch "
                                 f"(now {self.batch}) or choose a smaller teacher") from error
             release = Release(images, labels, source=None)
-            return release if self.labels == "hard" else self._taught(teacher, release)
+            return release if self.labels == "hard" else self._taught(teacher, release, int(private.labels.max()) + 1)
 
     def _labels(self, private: Tensor) -> Tensor:
         """Return the private labels in their order, repeated from the start until there are enough."""
-        count = self.images or len(private)
+        count = self.count(len(private))
         if len(private) == 0 or (len(private) < 2 and not self.teacher_weights):
             raise UserError("bn-synthesis cannot train its teacher on fewer than 2 private images, as batch norm "
                             "has nothing to normalise by: raise `private` or give teacher_weights")
@@ -250,9 +255,9 @@ class BnSynthesis(Defense):
         return self.bn_weight * distance(found, wanted) + torch.stack([part.mean() for part in each.split(sizes)])
 
     @torch.no_grad()
-    def _taught(self, teacher: nn.Module, release: Release) -> Release:
-        """Add the teacher's logits, and what the victim learns of them."""
-        logits = torch.cat([teacher(part).float() for part in release.images.split(_CHUNK)])
+    def _taught(self, teacher: nn.Module, release: Release, classes: int) -> Release:
+        """Add the teacher's logits of the data set's classes, and what the victim learns of them."""
+        logits = torch.cat([teacher(part).float()[:, :classes] for part in release.images.split(_CHUNK)])
         shares = (logits / self.temperature).softmax(1)
         return replace(release, extras={"logits": logits}, soft_labels=shares, temperature=self.temperature)
 

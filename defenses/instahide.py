@@ -59,6 +59,11 @@ class InstaHide(Defense):
         return Release(images, private.labels, torch.arange(len(private)),
                        soft_labels=mixture.soft_labels(private.labels))
 
+    @property
+    def mixes(self) -> bool:
+        """Every release is made of several private images."""
+        return True
+
     def query(self, images: Tensor, keys: Keys | None, rng: torch.Generator) -> Tensor:
         """Encrypt test images alike, or leave them plain."""
         if self.queries == "plain":

@@ -62,6 +62,11 @@ class Mixup(PerImageDefense):
     def _whole(self) -> bool:
         return self.images > 1
 
+    @property
+    def mixes(self) -> bool:
+        """Whole images are mixed with one another."""
+        return self._whole
+
     def check(self, shape: Shape) -> None:
         """Refuse patches that do not tile the image or cannot be halved."""
         if self._whole:

@@ -69,7 +69,8 @@ class PatchShuffle(PerImageDefense):
             height, width = vit.patch
             raise UserError(f"patch-shuffle: the ViT's patches of {height} x {width} pixels mix shuffled patches of "
                             f"{self.patch} x {self.patch}, so that their order shows: set patch_size = {self.patch} in "
-                            f"the kwargs of [victim], or patch = {height}, or positions = true")
+                            f"the kwargs of [victim]" + (f", or patch = {height}" if height == width else "")
+                            + ", or positions = true")
         return without_order(model, positions=self.positions, rpe=self.rpe)
 
     def pieces(self, shape: Shape) -> Pieces:

@@ -47,8 +47,9 @@ def train_centrally(net: nn.Module, school: School, rng: torch.Generator) -> str
     malicious trainer nothing is kept: its penalty may have a state of its own.
     """
     recipe = school.recipe
+    epochs = recipe.passes(school.count)
     trainer = Trainer(net, Course(school.name, recipe, school.task, school.penalty,
-                                  steps=steps_of(school.count, recipe.batch, recipe.epochs)))
+                                  steps=steps_of(school.count, recipe.batch, epochs)))
     losses: list[list[float]] = []
     kept = partial().load(CHECKPOINT) if school.penalty is None else None
     if kept is not None:
@@ -57,15 +58,15 @@ def train_centrally(net: nn.Module, school: School, rng: torch.Generator) -> str
         trainer.restore({name.removeprefix("trainer/"): value for name, value in kept.items()
                          if name.startswith("trainer/")})
     saved = time.monotonic()
-    for epoch in range(len(losses), recipe.epochs if school.until is None else min(school.until, recipe.epochs)):
+    for epoch in range(len(losses), epochs if school.until is None else school.until):
         losses.append(trainer.epoch(school.lessons.of_epoch(rng), rng))
-        warning = falls_not(losses, recipe.epochs)
-        partial().report(epoch + 1, recipe.epochs, "epochs" + (", loss does not fall" if warning else ""))
+        warning = falls_not(losses, epochs)
+        partial().report(epoch + 1, epochs, "epochs" + (", loss does not fall" if warning else ""))
         if time.monotonic() - saved > KEEP_EVERY and school.penalty is None:
             saved = time.monotonic()
             own = {f"trainer/{name}": value for name, value in trainer.state().items()}
             partial().save(CHECKPOINT, {"rng": rng.get_state(), **folded(losses), **own})
-    return falls_not(losses, recipe.epochs)
+    return falls_not(losses, epochs)
 
 
 def folded(losses: list[list[float]]) -> Tensors:

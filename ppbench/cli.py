@@ -12,6 +12,7 @@ import click
 
 from ppbench import __version__
 from ppbench.errors import UserError
+from ppbench.files import resolved
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 KINDS = ("datasets", "defenses", "attacks", "threats")
@@ -204,9 +205,9 @@ def _anchored(table: dict[str, Any]) -> dict[str, Any]:
     kind, _, path = table["use"].partition(":")
     if is_file(table["use"]):
         file, _, attribute = table["use"].rpartition(":")
-        return {**table, "use": f"{Path(file).expanduser().resolve()}:{attribute}"}
+        return {**table, "use": f"{resolved(Path(), file)}:{attribute}"}
     if path:
-        return {**table, "use": f"{kind}:{Path(path).expanduser().resolve()}"}
+        return {**table, "use": f"{kind}:{resolved(Path(), path)}"}
     return table
 
 
@@ -218,7 +219,7 @@ def _with_files(table: dict[str, Any]) -> dict[str, Any]:
     if not named:
         return table
     files = getattr(load_class("defenses", table["use"].partition(",")[0]), "files", ())
-    return {**table, **{key: str(Path(table[key]).expanduser().resolve()) for key in named if key in files}}
+    return {**table, **{key: str(resolved(Path(), table[key])) for key in named if key in files}}
 
 
 def main() -> None:

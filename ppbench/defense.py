@@ -106,12 +106,24 @@ class Defense(ABC):
         victim_params: names of parameters that only `adapt` reads: defenses that differ in these alone share keys and
             release.
         files: names of parameters that are paths of files, relative to the suite; the plug-in is given absolute ones.
+            They are public, like all parameters: an adversary runs the defense with them.
+        networks: names of parameters that name networks (`package.module:function`), whose sources results rest on.
     """
 
     key_scopes: ClassVar[tuple[KeyScope, ...]] = ()
     partnered: ClassVar[bool] = True
     victim_params: ClassVar[frozenset[str]] = frozenset()
     files: ClassVar[tuple[str, ...]] = ()
+    networks: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def mixes(self) -> bool:
+        """Say whether one released image is made of several private ones, so that clients cannot protect alone."""
+        return False
+
+    def count(self, private: int) -> int:
+        """Return how many images are released for so many private ones."""
+        return private
 
     def check(self, shape: Shape) -> None:
         """Refuse images of a shape (C, H, W) that the parameters cannot serve.

@@ -15,3 +15,9 @@ class ContractError(Exception):
 
 class NotApplicable(Exception):
     """A component has nothing to work on here; the cell becomes a row with this reason."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

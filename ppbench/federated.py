@@ -15,13 +15,13 @@ from ppbench.central import CHECKPOINT, KEEP_EVERY, School, folded, unfolded
 from ppbench.device import device
 from ppbench.errors import UserError
 from ppbench.partial import partial
-from ppbench.training import Course, Trainer, falls_not, steps_of
+from ppbench.training import Course, Trainer, falls_not, generators, set_generators, steps_of
 
 FEWEST = 2  # images of a client; one alone is no batch for batch normalisation
 _TRIES = 100
 
 
-def deal(labels: Tensor, clients: int, skew: float | None, rng: torch.Generator) -> Tensor:
+def deal(labels: Tensor, clients: int, skew: float | None, rng: torch.Generator, fewest: int = FEWEST) -> Tensor:
     """Deal images to clients.
 
     Args:
@@ -30,17 +30,18 @@ def deal(labels: Tensor, clients: int, skew: float | None, rng: torch.Generator)
         skew: None = at random, equal shares; otherwise every class is dealt by shares drawn from a Dirichlet
             distribution of this alpha (Hsu et al. 2019, arXiv 1909.06335, class by class).
         rng: draws.
+        fewest: images that everybody holds.
 
     Returns:
-        `[N]` int64: who holds each image; everybody holds at least two.
+        `[N]` int64: who holds each image.
 
     Raises:
         UserError: there are too few images, or the skew leaves somebody without.
     """
     count = len(labels)
-    if count < FEWEST * clients:
-        raise UserError(f"{count} private images are too few for {clients} clients with at least {FEWEST} each: lower "
-                        "clients in [victim] or raise private")
+    if count < fewest * clients:
+        raise UserError(f"{count} private images are too few for {clients} clients with at least {fewest} each: lower "
+                        "clients or raise private")
     if skew is None:
         return torch.randperm(count, generator=rng) % clients
     numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=rng)))
@@ -52,9 +53,9 @@ def deal(labels: Tensor, clients: int, skew: float | None, rng: torch.Generator)
             ends = np.round(numbers.dirichlet([skew] * clients).cumsum() * len(rows)).astype(int)[:-1]
             for client, part in enumerate(rows.tensor_split(torch.from_numpy(ends))):
                 owner[part] = client
-        if owner.bincount(minlength=clients).min() >= FEWEST:
+        if owner.bincount(minlength=clients).min() >= fewest:
             return owner
-    raise UserError(f"skew = {skew} leaves some of {clients} clients with fewer than {FEWEST} of {count} images in "
+    raise UserError(f"skew = {skew} leaves some of {clients} clients with fewer than {fewest} of {count} images in "
                     f"{_TRIES} draws: raise skew, lower clients, or raise private")
 
 
@@ -77,15 +78,15 @@ def train_federated(net: nn.Module, school: School, owner: Tensor, rng: torch.Ge
     net.to(device())
     twin = copy.deepcopy(net)
     losses: list[list[float]] = []
-    kept = partial().load(CHECKPOINT)
+    kept = partial().load(CHECKPOINT) if school.penalty is None else None
     if kept is not None:
         losses = unfolded(kept)
         rng.set_state(kept["rng"])
-        torch.set_rng_state(kept["torch"])
+        set_generators(kept)
         net.load_state_dict({name.removeprefix("net/"): value for name, value in kept.items()
                              if name.startswith("net/")})
     saved = time.monotonic()
-    for turn in range(len(losses), recipe.rounds if school.until is None else min(school.until, recipe.rounds)):
+    for turn in range(len(losses), recipe.rounds if school.until is None else school.until):
         before = {name: value.clone() for name, value in net.state_dict().items()}
         lessons = [school.lessons.of_epoch(rng) for _ in range(recipe.local_epochs)]
         total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in before.items()
@@ -106,9 +107,8 @@ def train_federated(net: nn.Module, school: School, owner: Tensor, rng: torch.Ge
         losses.append(heard)
         warning = falls_not(losses, recipe.rounds)
         partial().report(turn + 1, recipe.rounds, "rounds" + (", loss does not fall" if warning else ""))
-        if time.monotonic() - saved > KEEP_EVERY:
+        if time.monotonic() - saved > KEEP_EVERY and school.penalty is None:
             saved = time.monotonic()
             now = {f"net/{name}": value for name, value in net.state_dict().items()}
-            partial().save(CHECKPOINT, {"rng": rng.get_state(), "torch": torch.get_rng_state(), **folded(losses),
-                                        **now})
+            partial().save(CHECKPOINT, {"rng": rng.get_state(), **generators(), **folded(losses), **now})
     return falls_not(losses, recipe.rounds)

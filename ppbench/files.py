@@ -4,6 +4,20 @@ import os
 from hashlib import sha256
 from pathlib import Path
 
+from ppbench.errors import UserError
+
+
+def resolved(folder: Path, path: str) -> Path:
+    """Return where a path lies that is given relative to a folder.
+
+    Raises:
+        UserError: it is no path at all, say of a home that does not exist.
+    """
+    try:
+        return (folder / Path(path).expanduser()).resolve()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"{path!r} is no path ({error}): give one that exists") from error
+
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file."""

@@ -9,7 +9,7 @@ from typing import Any
 from ppbench.data import Shape
 from ppbench.engine.job import Engine, Job, Limits, Status
 from ppbench.partial import read_progress
-from ppbench.plan import Cell, DatasetPlan, DefensePlan, Plan
+from ppbench.plan import Cell, DatasetPlan, DefensePlan, Plan, network_code
 from ppbench.plugins import is_file
 from ppbench.recipe import Recipe
 from ppbench.ref import Ref
@@ -41,6 +41,7 @@ class Step:
         params: JSON values.
         seed: names the component that draws, and nothing else, so that adding a cell changes no other.
         code: digests of the plug-ins that act.
+        places: a component whose files the stage may need; where they lie is no part of what is made.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class Step:
     params: Mapping[str, Any]
     seed: int
     code: tuple[str, ...] = ()
+    places: Ref | None = None
 
 
 class Flow:
@@ -98,7 +100,8 @@ class Flow:
         with self.store.scratch() as scratch:
             job = Job(step.stage, {name: str(found.path) for name, found in step.inputs.items()}, dict(step.params),
                       step.seed, Limits(limits.seconds, limits.memory_mib, limits.threads),
-                      str(scratch / "output.safetensors"), str(scratch / "log.txt"), self.plan.device, str(partial))
+                      str(scratch / "output.safetensors"), str(scratch / "log.txt"), self.plan.device, str(partial),
+                      self._ref(step.places) if step.places else None)
             self.running[key] = (step.kind, partial)
             try:
                 outcome = await self.engine.run(job)
@@ -122,7 +125,7 @@ class Flow:
         inputs = {"weights": await self._weights(cell.victim)} if cell.victim.weights else {}
         params = {**self._deployed(cell.defense), "recipe": cell.victim.architecture(), "shape": shape,
                   "classes": classes}
-        return await self.make(Step("fits", "fits", inputs, params, 0, (cell.defense.ref.code,)))
+        return await self.make(Step("fits", "fits", inputs, params, 0, self._built(cell, cell.defense)))
 
     # --- what a data set and a defense need
 
@@ -136,7 +139,9 @@ class Flow:
         """Who holds which image: the same for every defense."""
         inputs = {"split": await self.split(cell.dataset, cell.seed)}
         params = {"clients": max(cell.victim.clients, cell.defense.clients), "skew": cell.victim.skew}
-        return await self.make(Step("clients", "clients", inputs, params, derive_seed(cell.seed, "clients", params)))
+        fewest = 2 if cell.victim.clients > 1 else 1  # one image alone is no batch for batch normalisation
+        seed = derive_seed(cell.seed, "clients", params)
+        return await self.make(Step("clients", "clients", inputs, {**params, "fewest": fewest}, seed))
 
     async def keys(self, cell: Cell) -> Artefact:
         """The clients' keys."""
@@ -157,8 +162,8 @@ class Flow:
 
     async def start(self, cell: Cell) -> Artefact:
         """The victim's public starting weights, as the defense adapts them."""
-        keys, defense = await self.keys(cell), cell.defense
-        return await self.make(await self._start(cell, keys, self._deployed(defense), (defense.ref.code,)))
+        code = self._built(cell, cell.defense)
+        return await self.make(await self._start(cell, await self.keys(cell), self._deployed(cell.defense), code))
 
     async def victim(self, cell: Cell, trainer: Ref | None = None, until: int | None = None) -> Artefact:
         """The trained victim; with a training attack, under its hand; or as it is after so many rounds."""
@@ -171,7 +176,7 @@ class Flow:
     async def plain_victim(self, cell: Cell) -> Artefact:
         """The same victim trained on unprotected images; one artefact with that of the defense `none`."""
         keys, release = await self._unprotected(cell)
-        start = await self.make(await self._start(cell, keys, PLAIN, ()))
+        start = await self.make(await self._start(cell, keys, PLAIN, self._built(cell)))
         return await self.make(await self._training(cell, start, keys, release))
 
     async def _unprotected(self, cell: Cell) -> tuple[Artefact, Artefact]:
@@ -201,7 +206,7 @@ class Flow:
                         until: int | None = None) -> Step:
         """Training on a release; `defense` None = nothing is protected."""
         recipe = cell.victim
-        code: tuple[str, ...] = (trainer.code,) if trainer else ()
+        code = (*self._built(cell, defense), *((trainer.code,) if trainer else ()))
         inputs = {"start": start, "release": release}
         params = {"recipe": asdict(recipe), "until": until, **({"ref": self._ref(trainer)} if trainer else {})}
         if recipe.clients > 1:
@@ -209,7 +214,6 @@ class Flow:
         if recipe.renews:  # the clients' own images, keys and defense take part in every epoch
             inputs |= {"split": await self.split(cell.dataset, cell.seed), "keys": keys}
             params |= PLAIN if defense is None else self._deployed(defense.protection())
-            code += () if defense is None else (defense.ref.code,)
         return Step("victim", "victim", inputs, params, derive_seed(cell.seed, "victim", asdict(recipe)), code)
 
     # --- what an adversary gets
@@ -223,11 +227,12 @@ class Flow:
             inputs["victim"] = await self.victim(cell, attack)
         elif "gradients" in threat.grants:
             model = {"start": await self.start(cell)} if threat.round == "first" else \
-                {"victim": await self.victim(cell, until=None if threat.round == "last" else threat.round)}
+                {"victim": await self.victim(cell, until=cell.victim.until(threat.round))}
             update = Step("update", "update", {**model, "release": inputs["release"]},
-                          {**self._deployed(cell.defense), **self._against(threat)},
+                          {**self._deployed(cell.defense), **self._against(threat),
+                           "label_smoothing": cell.victim.label_smoothing},
                           derive_seed(cell.seed, "update", cell.defense.protection().identity(), threat.settings()),
-                          (cell.defense.ref.code,))
+                          self._built(cell, cell.defense))
             inputs |= {**model, "update": await self.make(update)}
         elif "model" in threat.grants:
             inputs["victim"] = await self.victim(cell)
@@ -242,7 +247,7 @@ class Flow:
         if "oracle" not in threat.grants or "oracle" not in cell.attack.requires:
             return view
         asked = Step("queries", "queries", {"view": view}, {"ref": self._ref(attack), "most": threat.queries},
-                     derive_seed(cell.seed, "queries", attack.identity), (attack.code,))
+                     derive_seed(cell.seed, "queries", attack.identity), self._acting(attack, cell), cell.defense.ref)
         answers = Step("answers", "answers", {"queries": await self.make(asked), "keys": inputs["keys"]},
                        self._deployed(cell.defense.protection()),
                        derive_seed(cell.seed, "answers", cell.defense.protection().identity()),
@@ -255,37 +260,38 @@ class Flow:
         inputs = {"split": await self.split(cell.dataset, cell.seed)}
         return await self.make(Step("view", "public-view", inputs, {"targets": self.plan.targets}, 0))
 
-    async def attack(self, ref: Ref, view: Artefact, seed: int) -> Artefact:
+    async def attack(self, ref: Ref, view: Artefact, cell: Cell) -> Artefact:
         """An attack's reconstruction from a view, its priors learnt first."""
         params = {"ref": self._ref(ref)}
-        seed_of = derive_seed(seed, "attack", ref.identity)
-        wanted = await self.make(Step("priors", "priors", {"view": view}, params, seed_of, (ref.code,)))
+        seed, code, home = derive_seed(cell.seed, "attack", ref.identity), self._acting(ref, cell), cell.defense.ref
+        wanted = await self.make(Step("priors", "priors", {"view": view}, params, seed, code, home))
         names = sorted(wanted.info["priors"])
-        found = await asyncio.gather(*(self.prior(wanted.info["priors"][name], ref, view, seed) for name in names))
+        found = await asyncio.gather(*(self.prior(wanted.info["priors"][name], ref, view, cell) for name in names))
         inputs = {"view": view, **{f"prior:{name}": prior for name, prior in zip(names, found, strict=True)}}
-        return await self.make(Step("attack", "attack", inputs, params, seed_of, (ref.code,)))
+        return await self.make(Step("attack", "attack", inputs, params, seed, code, home))
 
-    async def prior(self, prior: dict[str, Any], ref: Ref | None, view: Artefact, seed: int) -> Artefact:
+    async def prior(self, prior: dict[str, Any], ref: Ref | None, view: Artefact, cell: Cell) -> Artefact:
         """What an adversary learnt: shared by all cells in which it would see the same."""
         module = prior["class"].partition(":")[0]
         code = ref.code if ref is not None and is_file(ref.name) else code_digest(module)
         # LPIPS's weights are no parameter, yet a guess that is optimised for it depends on them.
-        key = json_digest([prior, seed, code, self.plan.lpips, self.plan.limits.threads,
+        key = json_digest([prior, cell.seed, code, self.plan.lpips, self.plan.limits.threads,
                            self.plan.environment])[:32]
         params = {"prior": prior, "ref": self._ref(ref) if ref is not None else None}
         # Code enters keys, never seeds, so a file's module, which is named by its content, is none of the identity.
         home = ref.name.rpartition(":")[0] if ref is not None and is_file(ref.name) else module
-        identity = derive_seed(seed, "prior", home, prior["class"].partition(":")[2], prior["params"])
-        return await self._shared(Step("prior", "prior", {"view": view}, params, identity), key)
+        identity = derive_seed(cell.seed, "prior", home, prior["class"].partition(":")[2], prior["params"])
+        step = Step("prior", "prior", {"view": view}, params, identity, places=cell.defense.ref)
+        return await self._shared(step, key)
 
     async def reconstruction(self, cell: Cell) -> tuple[Artefact, Artefact | None]:
         """The reconstruction of a cell and, in a chain, the outer attack's estimate of the release."""
         view = await self.view(cell)
-        outer = await self.attack(cell.attack.refs[0], view, cell.seed)
+        outer = await self.attack(cell.attack.refs[0], view, cell)
         if len(cell.attack.refs) == 1:
             return outer, None
         inner_view = await self.make(Step("view", "inner-view", {"view": view, "outer": outer}, {}, 0))
-        return await self.attack(cell.attack.refs[1], inner_view, cell.seed), outer
+        return await self.attack(cell.attack.refs[1], inner_view, cell), outer
 
     # --- what the scorer needs
 
@@ -301,7 +307,7 @@ class Flow:
         asked = Step("priors", "describe-guess", {"view": view}, params, 0)
         try:
             described = await self.make(asked)
-            return await self.prior(described.info["prior"], None, view, cell.seed)
+            return await self.prior(described.info["prior"], None, view, cell)
         except StageFailed as failure:
             if failure.status == "not-applicable":
                 return None
@@ -327,6 +333,14 @@ class Flow:
                   # A trainer sees the labels and can hide them in the weights beside the images.
                   "labels_known": bool({"labels", "training"} & cell.threat.grants)}
         return await self.make(Step("score", "score", inputs, params, derive_seed(cell.seed, "score")))
+
+    def _built(self, cell: Cell, defense: DefensePlan | None = None) -> tuple[str, ...]:
+        """Name the sources of the victim's network, and of the defense that adapts it."""
+        return network_code(cell.victim.model), *((defense.ref.code,) if defense else ())
+
+    def _acting(self, attack: Ref, cell: Cell) -> tuple[str, ...]:
+        """Name the sources that an attack runs: its own, and those of the network that a view may hold."""
+        return attack.code, network_code(cell.victim.model)
 
     def _deployed(self, defense: DefensePlan) -> dict[str, Any]:
         return {"defense": self._ref(defense.ref), "key_scope": defense.key_scope, "quantise": defense.quantise,

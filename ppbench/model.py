@@ -72,6 +72,7 @@ class Update:
         local_steps: 1 and `is_gradient`: the plain gradient; otherwise the weights before minus after.
         learning_rate: the client's, for the local steps.
         bn_train: whether batch normalisation ran in train mode on the client.
+        label_smoothing: of the client's loss.
     """
 
     values: Tensors
@@ -79,6 +80,7 @@ class Update:
     local_steps: int
     learning_rate: float
     bn_train: bool
+    label_smoothing: float = 0.0
 
 
 def make_network(factory: str, kwargs: Mapping[str, Any]) -> nn.Module:

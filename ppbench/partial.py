@@ -37,7 +37,9 @@ class Partial:
         """Keep tensors under a name (letters, digits, `-`), in place of what was there; whole or not at all."""
         if self.folder is not None:
             content = save({key: value.detach().cpu().contiguous().clone() for key, value in values.items()})
-            write_atomic(self._file(name), sha256(content).hexdigest().encode() + content)
+            # What cannot be kept (a full disk; another run that was first) is only work to be done again.
+            with contextlib.suppress(OSError):
+                write_atomic(self._file(name), sha256(content).hexdigest().encode() + content)
 
     def load(self, name: str) -> Tensors | None:
         """Return what was kept under a name; None where nothing was, or where it is damaged."""

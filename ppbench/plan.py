@@ -13,9 +13,9 @@ from ppbench.data import Dataset, SplitSizes
 from ppbench.defense import Defense, KeyScope
 from ppbench.device import described
 from ppbench.errors import UserError
-from ppbench.files import file_digest
+from ppbench.files import file_digest, resolved
 from ppbench.perceptual import find_trunk
-from ppbench.plugins import configure, is_file, load_class, suggest
+from ppbench.plugins import build, configure, is_file, load_class, suggest
 from ppbench.recipe import Recipe
 from ppbench.ref import Ref
 from ppbench.sources import code_digest, file_code_digest, versions
@@ -151,7 +151,7 @@ class Plan:
     def fingerprint(self, cell: Cell) -> str:
         """Digest of all that a row is a function of: a finished row is kept while this stays the same."""
         codes = [cell.dataset.ref.code, cell.dataset.content, cell.defense.ref.code,
-                 [ref.code for ref in cell.attack.refs]]
+                 [ref.code for ref in cell.attack.refs], network_code(cell.victim.model)]
         return json_digest([cell.identity, codes, self.targets, self.score.model_dump(), self.lpips,
                             self.limits.threads, self.environment])
 
@@ -181,28 +181,57 @@ def make_plan(suite: Suite, folder: Path, device: str = "cpu") -> Plan:
     threats = _threats(suite)
     weights: dict[str, Path] = {}
     datasets = [_dataset(table, folder) for table in suite.dataset]
-    victims = [_victim(suite.victim | table.victim, folder, weights) for table in suite.defense]
+    victims = [_victim(_merged(suite.victim, table.victim), folder, weights) for table in suite.defense]
     defenses = [_defense(table, victim, folder) for table, victim in zip(suite.defense, victims, strict=True)]
     attacks = [(_attack(table, folder), _threats_of(table, threats, folder)) for table in suite.attack]
     cells = _unique([Cell(dataset, defense, attack, threat, victim, seed)
                      for seed in suite.seeds for dataset in datasets
                      for defense, victim in zip(defenses, victims, strict=True)
                      for attack, those in attacks for threat in those])
-    for dataset in datasets:
-        if suite.targets > dataset.sizes.private:
-            raise UserError(f"targets is {suite.targets}, but {dataset.label} has {dataset.sizes.private} private "
-                            "images: lower targets or raise private")
-    environment = {"versions": versions(), "device": described(device), "frame": code_digest(FRAME),
-                   "victim": sorted({_network_code(victim.model) for victim in victims})}
+    for cell in cells:
+        _check_cell(cell, suite.targets)
+    environment = {"versions": versions(), "device": described(device), "frame": code_digest(FRAME)}
     return Plan(suite.name, cells, suite.targets, suite.score, suite.limits, environment, _lpips(suite.score), device,
                 weights)
+
+
+def _merged(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return `[victim]` with what a defense changes in it; a victim of one client leaves the federation behind."""
+    alone = own.get("clients") == 1
+    return {key: value for key, value in common.items() if not (alone and key in ("local_epochs", "skew"))} | own
+
+
+def _check_cell(cell: Cell, targets: int) -> None:
+    """Hold the sizes of a data set, a victim and a threat model against each other.
+
+    Raises:
+        UserError: they cannot go together; says what to change.
+    """
+    private, defense = cell.dataset.sizes.private, build(cell.defense.ref)
+    if targets > private:
+        raise UserError(f"targets is {targets}, but {cell.dataset.label} has {private} private images: lower targets "
+                        "or raise private")
+    if targets > (released := defense.count(private)):
+        raise UserError(f"targets is {targets}, but {label(cell.defense.ref)} releases {released} images: lower "
+                        "targets or let it release more")
+    if cell.victim.clients > 1 and private < 2 * cell.victim.clients:
+        raise UserError(f"{private} private images are too few for {cell.victim.clients} clients with at least 2 each: "
+                        "lower clients in [victim] or raise private")
+    if cell.defense.key_scope == "client" and private < cell.defense.clients:
+        raise UserError(f"{private} private images are too few for {cell.defense.clients} clients of "
+                        f"{label(cell.defense.ref)}: lower clients or raise private")
+    if "gradients" in cell.threat.grants:
+        try:
+            cell.victim.until(cell.threat.round)
+        except ValueError as error:
+            raise UserError(f"{cell.threat.name}: {error}") from error
 
 
 def _victim(table: dict[str, Any], folder: Path, weights: dict[str, Path]) -> Recipe:
     """Resolve a victim's table; note where its weights lie in `weights`."""
     recipe: Recipe = configure(Recipe, "victim", table)
     if recipe.weights not in ("", PRETRAINED):
-        path = (folder / Path(recipe.weights).expanduser()).resolve()
+        path = resolved(folder, recipe.weights)
         recipe = replace(recipe, weights=_named_by_content(path, "victim: weights"))
         weights[recipe.weights] = path
     source, _, name = recipe.model.partition(":")
@@ -231,7 +260,7 @@ def _named_by_content(path: Path, what: str) -> str:
     return f"{path.name}@{_content(path)[:12]}"
 
 
-def _network_code(factory: str) -> str:
+def network_code(factory: str) -> str:
     """Digest the sources of a `package.module:function` network; a library's are pinned by its version."""
     source, _, _ = factory.partition(":")
     return "" if source in ("timm", "torchvision") else code_digest(source)
@@ -270,10 +299,12 @@ def _ref(group: str, table: PlugInTable, folder: Path) -> tuple[Ref, type]:
         cls = load_class(group, name)
         code = code_digest(cls.__module__)
     named = [key for key in getattr(cls, "files", ()) if isinstance(params.get(key), str) and params[key]]
-    files = {key: (folder / Path(params[key]).expanduser()).resolve() for key in named}
+    files = {key: resolved(folder, params[key]) for key in named}
     contents = {key: _named_by_content(path, f"{name}: {key}") for key, path in files.items()}
     places = {key: str(path) for key, path in files.items()}
     component = configure(cls, name, {**params, **places})
+    networks = [network_code(str(getattr(component, key))) for key in getattr(cls, "networks", ())]
+    code = json_digest([code, *networks]) if any(networks) else code
     return Ref(group, name, {**_declared(component, {**params, **places}), **contents}, code, file, places), cls
 
 
@@ -295,7 +326,7 @@ def _dataset(table: DatasetTable, folder: Path) -> DatasetPlan:
     sizes = SplitSizes(table.private, table.public, table.test)
     content = ""
     if "path" in ref.params:
-        path = (folder / Path(ref.params["path"]).expanduser()).resolve()
+        path = resolved(folder, ref.params["path"])
         # Where a file lies is not what it is: the same run elsewhere gives the same cells and seeds.
         ref = replace(ref, params={**ref.params, "path": str(path)}) if is_file(ref.name) else \
             replace(ref, params={**ref.params, "path": path.name}, file=str(path))
@@ -336,6 +367,9 @@ def _defense(table: DefenseTable, victim: Recipe, folder: Path) -> DefensePlan:
     if federated and not cls.partnered:
         raise UserError(f"{ref.name} releases images that no client holds, so that there is nothing to train on in a "
                         "federation: give it victim = { clients = 1 } in its table")
+    if federated and build(ref).mixes:
+        raise UserError(f"{ref.name} mixes the images of several clients, which none of them holds: give it victim = "
+                        "{ clients = 1 } in its table")
     return DefensePlan(ref, scope, table.quantise, clients, cls.victim_params)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from ppbench.errors import UserError
+from ppbench.files import file_digest
 from ppbench.ref import Ref
 
 GROUPS = {"datasets": "data set", "defenses": "defense", "attacks": "attack"}
@@ -77,9 +78,16 @@ def build(ref: Ref) -> Any:
         UserError: as `load_class`, or a parameter is unknown or ill-typed.
     """
     params = {**ref.params, **ref.files}
+    for key, path in ref.files.items():  # named by content when the run was planned
+        if not str(ref.params.get(key, "")).endswith(f"@{_digest_of(path)}"):
+            raise UserError(f"{ref.name}: the file {path!r} of {key} was changed or removed during the run: run again")
     if ref.group == "datasets" and ref.file and not is_file(ref.name):
         params = {**params, "path": ref.file}
     return configure(load_class(ref.group, ref.name, ref.file), ref.name, params)
+
+
+def _digest_of(path: str) -> str:
+    return file_digest(Path(path))[:12] if Path(path).is_file() else "?"
 
 
 def configure(cls: type, name: str, params: dict[str, Any]) -> Any:

@@ -19,6 +19,8 @@ class Recipe:
         weights: file of weights to start from (safetensors, or a state_dict that loads with `weights_only=True`);
             "pretrained" = those that timm or torchvision publish; "" = fresh ones.
         epochs: passes over the images.
+        steps: instead of epochs, about so many optimiser steps, in whole epochs: the same budget for few images and
+            for many; 0 = by epochs.
         batch: images a step.
         optimizer: `adamw`, or `sgd` with momentum 0.9.
         learning_rate: the peak, reached after a tenth of all steps, then along a cosine to 0.
@@ -40,6 +42,7 @@ class Recipe:
     kwargs: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
     epochs: int = 20
+    steps: int = 0
     batch: int = 32
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 6e-3
@@ -70,6 +73,8 @@ class Recipe:
             raise ValueError(f"skew is {self.skew}; it must be positive")
         if self.clients == 1 and (self.local_epochs, self.skew) != (1, None):
             raise ValueError("local_epochs and skew speak of clients: set clients to at least 2, or leave them out")
+        if self.steps < 0 or (self.steps and self.clients > 1):
+            raise ValueError(f"steps is {self.steps}; it must be at least 0, and 0 in a federation: give epochs there")
         if self.epochs % self.local_epochs:
             raise ValueError(f"epochs ({self.epochs}) must be a multiple of local_epochs ({self.local_epochs})")
 
@@ -77,6 +82,27 @@ class Recipe:
     def rounds(self) -> int:
         """Count the averages of a federated training."""
         return self.epochs // self.local_epochs
+
+    def passes(self, count: int) -> int:
+        """Count the epochs over `count` images."""
+        if not self.steps:
+            return self.epochs
+        batches = max(1, round(count / self.batch))
+        return max(1, round(self.steps / batches))
+
+    def until(self, end: str | int) -> int | None:
+        """Turn a threat model's round into where to stop; None = after the last one.
+
+        Raises:
+            ValueError: there are not so many rounds.
+        """
+        if not isinstance(end, int):
+            return None
+        what, last = ("rounds", self.rounds) if self.clients > 1 else ("epochs", self.epochs)
+        if end > last or self.steps:
+            raise ValueError(f"round is {end}, but the victim is trained for {last} {what}"
+                             + (", counted in steps" if self.steps else "") + f": name a round up to {last}")
+        return None if end == last else end
 
     @property
     def renews(self) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ppbench.errors import UserError
@@ -32,6 +32,14 @@ class Ref:
     def identity(self) -> list[Any]:
         """What the component declares itself to be: seeds and cell names derive from this alone."""
         return [self.group, self.name, self.params]
+
+    def without_places(self) -> "Ref":
+        """Return the reference without the paths where its files lie: what is stored must be the same anywhere."""
+        return replace(self, file=None, files={})
+
+    def at(self, places: "Ref") -> "Ref":
+        """Return the reference with the paths of another, which names the same component."""
+        return replace(self, file=places.file, files=places.files)
 
     def as_json(self) -> dict[str, Any]:
         """Encode for another process."""

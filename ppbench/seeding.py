@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from ppbench.device import device
+
 
 def derive_seed(*identity: Any) -> int:
     """Hash a component's own declared identity (JSON values) to a seed in [0, 2**63)."""
@@ -37,7 +39,8 @@ def seeded(seed: int) -> Iterator[torch.Generator]:
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (plug-ins may still use it)
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        card = device()
+        with torch.random.fork_rng(devices=[card.index or 0] if card.type == "cuda" else []):
             torch.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002

@@ -40,6 +40,8 @@ def code_digest(module: str) -> str:
 
 def file_code_digest(path: Path) -> str:
     """Hash a file plug-in and what it imports of ppbench."""
+    if not path.is_file():  # built into the interpreter
+        return ""
     content = path.read_bytes()
     return _hash({path.name: content, **_own_digests(_imports(content, ""))})
 

@@ -34,7 +34,7 @@ class Task(ABC):
 class Classification(Task):
     """One class an image.
 
-    Goals are labels `[N]` int64, or shares of classes `[N, <= classes]` that sum to 1.
+    Goals are labels `[N]` int64 (smoothed where asked), or shares of classes `[N, <= classes]` that sum to 1.
     """
 
     name, measure = "classification", "accuracy"
@@ -49,7 +49,8 @@ class Classification(Task):
         """
         if goals.ndim == 2:
             goals = F.pad(goals, (0, outputs.shape[1] - goals.shape[1]))
-        loss = F.cross_entropy(outputs / temperature, goals, label_smoothing=self.label_smoothing)
+        smoothing = self.label_smoothing if goals.ndim == 1 else 0.0  # shares are as soft as they should be
+        loss = F.cross_entropy(outputs / temperature, goals, label_smoothing=smoothing)
         return temperature**2 * loss
 
     def score(self, outputs: Tensor, goals: Tensor) -> float:

@@ -98,11 +98,7 @@ class Trainer:
         for i, slots in self.optimiser.state_dict()["state"].items():
             found |= {f"optimiser/{i}/{name}": torch.as_tensor(value) for name, value in slots.items()
                       if value is not None}
-        found["taken"] = torch.tensor(self.taken)
-        found["torch"] = torch.get_rng_state()
-        if device().type == "cuda":
-            found["cuda"] = torch.cuda.get_rng_state(device())
-        return found
+        return found | generators() | {"taken": torch.tensor(self.taken)}
 
     def restore(self, state: Tensors) -> None:
         """Return to where `state` was taken."""
@@ -115,9 +111,22 @@ class Trainer:
                 slots.setdefault(int(number), {})[name] = value
         self.optimiser.load_state_dict({"state": slots, "param_groups": self.optimiser.state_dict()["param_groups"]})
         self.taken = int(state["taken"])
-        torch.set_rng_state(state["torch"])
-        if device().type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], device())
+        set_generators(state)
+
+
+def generators() -> Tensors:
+    """Return the states of torch's own generators, which draw dropout."""
+    found = {"torch": torch.get_rng_state()}
+    if device().type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(device())
+    return found
+
+
+def set_generators(state: Tensors) -> None:
+    """Return to what `generators` gave."""
+    torch.set_rng_state(state["torch"])
+    if device().type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device())
 
 
 def steps_of(count: int, batch: int, epochs: int) -> int:

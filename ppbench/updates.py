@@ -1,5 +1,8 @@
 """The updates that federated clients send: what a server sees of a batch of protected images."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -8,12 +11,13 @@ from ppbench.device import device
 from ppbench.errors import UserError
 from ppbench.model import Model, Update
 from ppbench.seeding import seeded
-from ppbench.task import Classification, Task
+from ppbench.task import Classification
 from ppbench.victim import check_fits
 
 
 def client_update(model: Model, images: Tensor, labels: Tensor, *, batch: int, local_steps: int,
-                  learning_rate: float, bn_train: bool) -> Update:
+                  learning_rate: float, bn_train: bool, label_smoothing: float = 0.0,
+                  temperature: float = 1.0) -> Update:
     """Compute what federated clients send: one update for every consecutive batch of images.
 
     Args:
@@ -24,12 +28,15 @@ def client_update(model: Model, images: Tensor, labels: Tensor, *, batch: int, l
         local_steps: 1 = the plain gradient; more = weights before minus after so many SGD steps on the batch.
         learning_rate: of the local SGD steps.
         bn_train: whether batch normalisation uses the batch's own statistics. Dropout is off.
+        label_smoothing: of the loss.
+        temperature: at which shares were taken.
 
     Raises:
         UserError: the model does not fit the images, or an update is not finite.
     """
     if batch < 1 or local_steps < 1:
         raise UserError(f"batch={batch} and local_steps={local_steps} must be at least 1")
+    task = Classification(label_smoothing)
     with seeded(0):
         net = model.build()
         check_fits(model, net, images, labels)
@@ -38,11 +45,12 @@ def client_update(model: Model, images: Tensor, labels: Tensor, *, batch: int, l
         found = []
         for x, y in zip(images.split(batch), labels.split(batch), strict=True):
             net.load_state_dict(before)
-            found.append(_local(net, x.to(device()), y.to(device()), local_steps, learning_rate))
+            found.append(_local(net, x.to(device()), y.to(device()), local_steps, learning_rate,
+                                partial(task.loss, temperature=temperature)))
     values = {name: torch.stack([one[name] for one in found]).cpu() for name in found[0]}
     if not all(torch.isfinite(value).all() for value in values.values()):
         raise UserError(f"the update of {model.factory!r} is not finite: lower learning_rate or local_steps")
-    return Update(values, batch, local_steps, learning_rate, bn_train)
+    return Update(values, batch, local_steps, learning_rate, bn_train, label_smoothing)
 
 
 def prepare(net: nn.Module, bn_train: bool) -> None:
@@ -60,14 +68,13 @@ def prepare(net: nn.Module, bn_train: bool) -> None:
 
 
 def _local(net: nn.Module, images: Tensor, labels: Tensor, steps: int, learning_rate: float,
-           task: Task | None = None) -> Tensors:
+           objective: Callable[[Tensor, Tensor], Tensor]) -> Tensors:
     """Return one client's update by parameter name: the gradient, or what `steps` SGD steps subtract."""
-    task = task or Classification()
     params = {name: value for name, value in net.named_parameters() if value.requires_grad}
     total = {name: torch.zeros_like(value) for name, value in params.items()}
     for _ in range(steps):
         try:
-            loss = task.loss(net(images), labels)
+            loss = objective(net(images), labels)
         except ValueError as error:  # batch statistics of a single value
             raise UserError(f"the victim cannot take a batch of {len(images)} in train mode ({error}): set "
                             "bn_train = false or raise batch") from error

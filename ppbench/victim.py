@@ -10,7 +10,7 @@ from ppbench.codec import Tensors
 from ppbench.data import Shape
 from ppbench.defense import Defense, Keys, Release
 from ppbench.device import device
-from ppbench.errors import UserError
+from ppbench.errors import UserError, first_line
 from ppbench.federated import train_federated
 from ppbench.lessons import Lessons, Same, lesson_of
 from ppbench.model import Model, for_images
@@ -132,7 +132,7 @@ def check_fits(model: Model, net: nn.Module, images: Tensor, goals: Tensor, task
             outputs = net(images[:1])
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(f"the victim {model.factory!r} cannot take images of shape {list(images.shape[1:])}: choose "
-                        f"another model in [victim] ({str(error).splitlines()[0]})") from error
+                        f"another model in [victim] ({first_line(error)})") from error
     net.train(was_training)
     misfit = (task or Classification()).misfit(outputs, goals)
     if misfit:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ppbench.codec import Tensors
-from ppbench.errors import UserError
+from ppbench.errors import UserError, first_line
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _COUNTER = ".num_batches_tracked"  # of batch norm; older files come without
@@ -33,13 +33,13 @@ def read_weights(path: Path, what: str = "weights") -> Tensors:
             return stripped(load_file(path))
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{what} {str(path)!r} cannot be read ({reason}): give a safetensors file, or a "
+        raise UserError(f"{what} {str(path)!r} cannot be read ({first_line(error)}): give a safetensors file, or a "
                         "state_dict that torch loads with weights_only=True") from error
     for name in _WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]
-    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, dict) or not found or \
+            not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
         raise UserError(f"{what} {str(path)!r} holds no tensors by name: give a network's state_dict")
     return stripped(found)
 
@@ -71,7 +71,7 @@ def published(factory: str, kwargs: dict[str, Any]) -> Tensors:
         else:
             raise ValueError("only timm and torchvision publish any")
     except Exception as error:
-        raise UserError(f"the published weights of {factory!r} cannot be had ({str(error).splitlines()[0]}): give a "
+        raise UserError(f"the published weights of {factory!r} cannot be had ({first_line(error)}): give a "
                         "file as weights in [victim], or leave it out") from error
     return dict(net.state_dict())
 
@@ -85,8 +85,8 @@ def take_over(net: nn.Module, weights: Tensors, name: str) -> None:
     Raises:
         UserError: names or shapes do not belong to this network.
     """
-    weights = stripped(weights)
     own = net.state_dict()
+    weights = weights if weights.keys() <= own.keys() else stripped(weights)
     if hasattr(net, "patch_embed") and hasattr(net, "blocks"):
         from timm.models.vision_transformer import checkpoint_filter_fn
 

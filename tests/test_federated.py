@@ -110,6 +110,15 @@ def test_a_stopped_federation_stands_where_the_round_ended() -> None:
     train_federated(whole, school(recipe, of), owner, generator(0))
     train_federated(part, School("small", Same(of), 12, recipe, Classification(), until=2), owner, generator(0))
     assert not torch.equal(whole.state_dict()["1.weight"], part.state_dict()["1.weight"])
-    two = small()
-    train_federated(two, School("small", Same(of), 12, recipe, Classification(), until=2), owner, generator(0))
-    assert torch.equal(two.state_dict()["1.weight"], part.state_dict()["1.weight"])
+    seen: list[torch.Tensor] = []
+
+    class Watching(Same):
+        """Remember the global weights at the beginning of every round."""
+
+        def of_epoch(self, rng: torch.Generator) -> Lesson:
+            seen.append(watched.state_dict()["1.weight"].clone())
+            return super().of_epoch(rng)
+
+    watched = small()
+    train_federated(watched, School("small", Watching(of), 12, recipe, Classification()), owner, generator(0))
+    assert torch.equal(seen[2], part.state_dict()["1.weight"])

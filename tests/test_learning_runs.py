@@ -10,7 +10,8 @@ from conftest import plugin, tiny_plan, tiny_run
 
 from ppbench import central, codec
 from ppbench.errors import UserError
-from ppbench.model import Model, for_images
+from ppbench.lessons import Lesson, Renewed
+from ppbench.model import Model, Update, for_images
 from ppbench.plan import Plan
 from ppbench.runner import check
 from ppbench.stages.values import Clients, Keyring, Protected
@@ -46,6 +47,10 @@ def test_a_federation_with_one_key_learns_what_one_without_protection_learns(tin
     scoped = [keys.private for keys in stored(tmp_path, "keys", Keyring)
               if keys.private is not None and len(keys.private.values["blocks"]) == 3]
     assert torch.equal(scoped[0].owner, clients.private)  # who holds an image protects it
+    (test,) = [keys.test for keys in stored(tmp_path, "keys", Keyring)
+               if keys.test is not None and len(keys.test.values["blocks"]) == 3]
+    assert torch.equal(test.owner, clients.test)
+    assert len(clients.test.unique()) == 3
     assert clients.private.bincount(minlength=3).min() >= 2
 
 
@@ -74,11 +79,21 @@ def test_a_defense_may_have_a_victim_of_its_own(tiny_npz: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("more", [{"protect_anew": True}, {"augment": "crop-flip"}])
-def test_clients_may_protect_anew_in_every_epoch(tiny_npz: Path, tmp_path: Path, more: dict[str, Any]) -> None:
+def test_clients_may_protect_anew_in_every_epoch(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                 more: dict[str, Any]) -> None:
+    renewed: list[int] = []
+    honest = Renewed.of_epoch
+
+    def counted(self: Renewed, rng: torch.Generator) -> Lesson:
+        renewed.append(1)
+        return honest(self, rng)
+
+    monkeypatch.setattr(Renewed, "of_epoch", counted)
     calm = {"kwargs": {"width": 2, "grid": 4}}
     tables = [{"use": "none"}, {"use": "patch-shuffle"}]
     first, _ = tiny_run(plan(tiny_npz, tables, calm | more), tmp_path)
     assert first.computed["victim"] == 2  # `none` has the plain one
+    assert renewed == [1] * 2 * (2 + 1)  # two victims, two epochs, and a look at the first
     tiny_run(plan(tiny_npz, tables, calm), tmp_path / "calm")
     for release, twin in zip(stored(tmp_path, "release", Protected), stored(tmp_path / "calm", "release", Protected),
                              strict=True):
@@ -128,9 +143,13 @@ class Look(Attack):
 ''')
     threats = [{"name": f"round-{at}", "base": "federated-server", "round": at, "local_steps": 3}
                for at in ("first", 1, 2, "last")]
+    victim = {"epochs": 2, "clients": 2, "kwargs": {"width": 2, "grid": 4}}
+    with pytest.raises(UserError, match="trained for 2 rounds: name a round up to 2"):
+        tiny_plan(tiny_npz, ["none"], [{"use": "gradient-matching", "threats": ["late"]}], victim=victim,
+                  threat=[{"name": "late", "base": "federated-server", "round": 3}])
     attack = {"use": f"{file}:Look", "threats": [threat["name"] for threat in threats]}
-    tiny_run(tiny_plan(tiny_npz, ["none"], [attack], threat=threats,
-                       victim={"epochs": 2, "clients": 2, "kwargs": {"width": 2, "grid": 4}}), tmp_path)
+    result, _ = tiny_run(tiny_plan(tiny_npz, ["none"], [attack], threat=threats, victim=victim), tmp_path)
+    assert result.computed["victim"] == 2  # the second round is the last
     assert rows(tmp_path).status.tolist() == ["ok"] * 4
     shown = [codec.load(dict[str, torch.Tensor], path) for path in  # type: ignore[arg-type]
              (tmp_path / "tiny" / "cells").glob("*/scores.safetensors")]
@@ -168,3 +187,95 @@ def test_a_killed_training_goes_on_in_the_next_run(tiny_npz: Path, tmp_path: Pat
     assert not list((tmp_path / ".store" / "partial").iterdir())  # it goes when the victim is there
     tiny_run(made, tmp_path / "undisturbed")
     assert rows(tmp_path).task_accuracy[0] == rows(tmp_path / "undisturbed").task_accuracy[0]
+
+
+def test_a_moved_run_finds_a_defenses_files_again(tiny_npz: Path, tmp_path: Path) -> None:
+    place = tmp_path / "one"
+    place.mkdir()
+    (place / "tiny.npz").write_bytes(tiny_npz.read_bytes())
+    (place / "table.txt").write_text("0.25")
+    plugin(place, """
+@dataclass(frozen=True)
+class Fade(PerImageDefense):
+    "Fade to a grey that a file names."
+    files = ("table",)
+    table: str = ""
+    def encrypt(self, images, key, rng):
+        return images * 0.5 + 0.5 * float(open(self.table).read())
+""", "fade.py")
+    plugin(place, """
+@dataclass(frozen=True)
+class Runs(Attack):
+    "Run the defense."
+    requires = frozenset({"images", "public", "algorithm"})
+    default_threat = "ciphertext-only"
+    bright: float = 0.0
+    def run(self, view, priors, rng):
+        grey = view.algorithm.protect(view.public, rng).images.mean()
+        return Reconstruction(grey.expand(view.n_targets, *view.image_shape).clone())
+""", "runs.py")
+
+    def planned(folder: Path, bright: float) -> Plan:
+        return tiny_plan(folder / "tiny.npz", [], [{"use": "runs.py:Runs", "bright": bright}],
+                         defense=[{"use": "fade.py:Fade", "table": "table.txt"}])
+
+    first, _ = tiny_run(planned(place, 0.0), place / "runs", "processes")
+    assert first.rows[0]["status"] == "ok", first.rows[0]["reason"]
+    assert '"table":"table.txt@' in first.rows[0]["defense_params"]
+    moved = tmp_path / "two"
+    place.rename(moved)
+    assert tiny_run(planned(moved, 0.0), moved / "runs", "processes")[0].computed == {}
+    again, _ = tiny_run(planned(moved, 0.5), moved / "runs", "processes")
+    assert again.rows[0]["status"] == "ok", again.rows[0]["reason"]
+    assert "view" not in again.computed
+    before = planned(moved, 0.0).cells[0].id
+    (moved / "table.txt").write_text("0.75")
+    assert planned(moved, 0.0).cells[0].id != before
+
+
+def test_weights_that_change_under_a_run_are_not_believed(tiny_npz: Path, tmp_path: Path) -> None:
+    net = for_images(VIT["model"], VIT["kwargs"], (3, 16, 16), 3).build()
+    torch.save(net.net.state_dict(), tmp_path / "vit.pt")
+    made = plan(tiny_npz, [{"use": "none"}], VIT | {"weights": "vit.pt"})
+    torch.save({name: value + 1 for name, value in net.net.state_dict().items()}, tmp_path / "vit.pt")
+    with pytest.raises(UserError, match="changed or removed during the run"):
+        tiny_run(made, tmp_path)
+
+
+def test_another_defenses_victim_changes_no_other_row(tiny_npz: Path) -> None:
+    alone = plan(tiny_npz, [{"use": "none"}], {})
+    beside = plan(tiny_npz, [{"use": "none"}, {"use": "patch-shuffle", "victim": {"model": "timm:test_resnet"}}], {})
+    assert alone.fingerprint(alone.cells[0]) == beside.fingerprint(beside.cells[0])
+    assert alone.environment == beside.environment
+
+
+@pytest.mark.parametrize(("defenses", "victim", "words"), [
+    ([{"use": "mixup", "images": 2}], {"clients": 2}, "mixes the images of several clients"),
+    ([{"use": "instahide"}], {"clients": 2}, "mixes the images of several clients"),
+    ([{"use": "none"}], {"clients": 13}, "24 private images are too few for 13 clients"),
+    ([{"use": "bn-synthesis", "images": 3}], {}, "targets is 4, but bn-synthesis releases 3 images"),
+    ([{"use": "none"}], {"clients": 2, "steps": 10}, "0 in a federation"),
+    ([{"use": "none"}], {"weights": "~nosuchuser/x"}, "is no path"),
+])
+def test_tables_that_cannot_go_together_are_told(tiny_npz: Path, defenses: list[dict[str, Any]], victim: dict[str, Any],
+                                                 words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        plan(tiny_npz, defenses, victim)
+
+
+def test_a_victim_of_one_client_leaves_the_federation_behind(tiny_npz: Path) -> None:
+    made = plan(tiny_npz, [{"use": "none", "victim": {"clients": 1}}, {"use": "none"}],
+                {"clients": 2, "skew": 0.5, "local_epochs": 2})
+    assert [(cell.victim.clients, cell.victim.skew) for cell in made.cells] == [(1, None), (2, 0.5)]
+
+
+def test_the_update_is_of_the_victims_own_loss(tiny_npz: Path, tmp_path: Path) -> None:
+    seen = []
+    for smoothing in (0.0, 0.3):
+        tiny_run(tiny_plan(tiny_npz, ["none"], [{"use": "gradient-matching", "steps": 2}], targets=4,
+                           victim={"epochs": 1, "label_smoothing": smoothing, "kwargs": {"width": 2, "grid": 4}}),
+                 tmp_path / str(smoothing))
+        (update,) = stored(tmp_path / str(smoothing), "update", Update)
+        assert update.label_smoothing == smoothing
+        seen.append(update.values["net.1.bias"])
+    assert not torch.allclose(seen[0], seen[1])

@@ -13,6 +13,7 @@ def test_labels_shares_and_smoothing_agree_with_torch() -> None:
     assert Classification().loss(outputs, labels) == F.cross_entropy(outputs, labels)
     shares = F.one_hot(labels, 5).float()
     assert torch.allclose(Classification().loss(outputs, shares), F.cross_entropy(outputs, labels))
+    assert Classification(0.1).loss(outputs, shares) == Classification().loss(outputs, shares)  # soft as they are
     assert Classification(0.1).loss(outputs, labels) == F.cross_entropy(outputs, labels, label_smoothing=0.1)
     short = F.one_hot(labels % 3, 3).float()  # the last classes have no share
     assert torch.allclose(Classification().loss(outputs, short), F.cross_entropy(outputs, labels % 3))

@@ -90,11 +90,17 @@ def test_a_trainers_penalty_is_never_resumed(tmp_path: Path, monkeypatch: pytest
         calls.append(1)
         return torch.zeros(())
 
+    monkeypatch.setattr("ppbench.federated.KEEP_EVERY", -1.0)
+    recipe = Recipe(epochs=2, batch=20)
     with kept_in(tmp_path):
         for _ in range(2):
-            train_centrally(small(), School("small", Same(lesson()), 20, Recipe(epochs=2, batch=20), Classification(),
-                                            penalty), generator(0))
-    assert len(calls) == 4
+            train_centrally(small(), School("small", Same(lesson()), 20, recipe, Classification(), penalty),
+                            generator(0))
+        assert len(calls) == 4
+        for _ in range(2):
+            train_federated(small(), School("small", Same(lesson()), 20, recipe, Classification(), penalty),
+                            torch.zeros(20, dtype=torch.int64), generator(0))
+    assert len(calls) == 8
     assert not list(tmp_path.glob("*.safetensors"))
 
 

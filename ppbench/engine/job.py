@@ -35,6 +35,7 @@ class Job:
         output: where the value is written.
         log: where what it prints is kept (bounded).
         device: what `ppbench.device.device()` names.
+        places: a component (JSON) with the paths of its files, which stored inputs do not name.
         partial: folder for what is done so far; "" = nothing is kept.
     """
 
@@ -47,6 +48,7 @@ class Job:
     log: str
     device: str = "cpu"
     partial: str = ""
+    places: dict[str, Any] | None = None
 
     def dump(self) -> str:
         """Encode as JSON."""

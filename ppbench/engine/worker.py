@@ -16,6 +16,7 @@ from ppbench.engine.job import Job, Outcome
 from ppbench.errors import ContractError, NotApplicable, NotGranted, UserError
 from ppbench.files import write_synced
 from ppbench.partial import kept_in
+from ppbench.ref import Ref
 from ppbench.seeding import seeded, threads
 from ppbench.stages import STAGES
 from ppbench.stages.values import Inputs, Made
@@ -55,7 +56,8 @@ def _made(job: Job, rng: torch.Generator) -> Made:
     """Run the stage; what a plug-in forked off and let return ends here, so that one process alone reports."""
     process = os.getpid()
     try:
-        return STAGES[job.stage](Inputs(job.inputs), job.params, rng)
+        inputs = Inputs(job.inputs, Ref.from_json(job.places) if job.places else None)
+        return STAGES[job.stage](inputs, job.params, rng)
     finally:
         if os.getpid() != process:
             os._exit(0)

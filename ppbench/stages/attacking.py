@@ -13,12 +13,12 @@ from ppbench.errors import ContractError
 from ppbench.plugins import class_at
 from ppbench.ref import Ref
 from ppbench.stages.values import Inputs, Made, Table, attack_of
-from ppbench.view import Sealed, View
+from ppbench.view import View
 
 
 def list_priors(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
     """Ask an attack which priors it wants, and what each of them would be learnt from."""
-    view = View(inputs.load(Sealed, "view"))
+    view = inputs.view()
     wanted = attack_of(params).priors(view)
     return Made(None, {"priors": {name: describe_prior(prior, view) for name, prior in wanted.items()}})
 
@@ -28,13 +28,15 @@ def describe_prior(prior: Any, view: View) -> dict[str, Any]:
     cls = type(prior)
     if not issubclass(cls, Prior) or "__dataclass_fields__" not in vars(cls):
         raise ContractError(f"priors() must give dataclasses derived from ppbench.attack.Prior, not {cls.__name__}")
-    return {"class": f"{cls.__module__}:{cls.__qualname__}", "params": asdict(prior),
-            "sees": codec.digest(view.only(prior.needs).sealed)}
+    seen = view.only(prior.needs).sealed
+    if seen.algorithm is not None:
+        seen = replace(seen, algorithm=replace(seen.algorithm, ref=seen.algorithm.ref.without_places()))
+    return {"class": f"{cls.__module__}:{cls.__qualname__}", "params": asdict(prior), "sees": codec.digest(seen)}
 
 
 def describe_guess(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
     """Describe the prior behind a floor, as an attack would that asked for the same."""
-    view = View(inputs.load(Sealed, "view"))
+    view = inputs.view()
     return Made(None, {"prior": describe_prior(BlindGuess(params["metric"], params["trunk"]), view)})
 
 
@@ -42,7 +44,7 @@ def train_prior(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) ->
     """Let an adversary learn what it uses in many cells."""
     ref = Ref.from_json(params["ref"]) if params.get("ref") else None
     prior: Prior = class_at(params["prior"]["class"], ref)(**params["prior"]["params"])
-    view = View(inputs.load(Sealed, "view")).only(prior.needs)
+    view = inputs.view().only(prior.needs)
     found = prior.train(view, rng)
     if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
         raise ContractError(f"{type(prior).__name__}.train must return a dict of tensors by name, "
@@ -52,7 +54,7 @@ def train_prior(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) ->
 
 def run_attack(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
     """Run an attack on its view."""
-    view = View(inputs.load(Sealed, "view"))
+    view = inputs.view()
     priors = {name.removeprefix("prior:"): inputs.load(Table, name).values
               for name in inputs.files if name.startswith("prior:")}
     found = attack_of(params).run(view, priors, rng)

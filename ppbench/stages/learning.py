@@ -13,6 +13,7 @@ from ppbench.codec import Tensors
 from ppbench.data import Images, Split
 from ppbench.defense import Release, draw_keys
 from ppbench.errors import ContractError, UserError
+from ppbench.files import file_digest
 from ppbench.lessons import Lessons, Renewed, Same, lesson_of
 from ppbench.model import Model
 from ppbench.recipe import Recipe
@@ -36,7 +37,10 @@ from ppbench.weights import published, read_weights
 def make_weights(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
     """Read the weights that the victim starts from."""
     if "file" in params:
-        return Made(Table(read_weights(Path(params["file"]["file"]))))
+        path, name = Path(params["file"]["file"]), params["file"]["name"]
+        if not path.is_file() or not name.endswith(f"@{file_digest(path)[:12]}"):
+            raise UserError(f"the weights {str(path)!r} were changed or removed during the run: run again")
+        return Made(Table(read_weights(path)))
     return Made(Table(published(params["model"], params["kwargs"])))
 
 
@@ -97,9 +101,10 @@ def make_update(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) ->
     protected, model = inputs.load(Protected, "release"), model_at(inputs)
     threat, targets = threat_of(params), params["targets"]
     release = protected.release
-    update = client_update(model, release.images[:targets], lesson_of(release).goals[:targets], batch=threat.batch,
-                           local_steps=threat.local_steps, learning_rate=threat.learning_rate,
-                           bn_train=threat.bn_train)
+    lesson = lesson_of(release)[torch.arange(targets)]
+    update = client_update(model, lesson.images, lesson.goals, batch=threat.batch, local_steps=threat.local_steps,
+                           learning_rate=threat.learning_rate, bn_train=threat.bn_train,
+                           label_smoothing=params["label_smoothing"], temperature=lesson.temperature)
     return Made(defense_of(params).protect_update(update, spawn(rng)))
 
 

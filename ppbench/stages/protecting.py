@@ -33,7 +33,7 @@ def make_split(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> 
 def make_clients(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
     """Deal the images to clients."""
     images, count = inputs.load(Split, "split"), params["clients"]
-    private = deal(images.private.labels, count, params["skew"], rng)
+    private = deal(images.private.labels, count, params["skew"], rng, params["fewest"])
     return Made(Clients(private, torch.randperm(len(images.test), generator=rng) % count))
 
 
@@ -53,6 +53,10 @@ def make_release(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -
     """Protect the private images, and the test images as a client would send them."""
     images, keys = inputs.load(Split, "split"), inputs.load(Keyring, "keys")
     defense = defense_of(params)
+    empty = [label for label in range(images.classes) if not (images.private.labels == label).any()]
+    if empty and not defense.partnered:
+        raise UserError(f"class {empty[0]} has no private image to make any from ({len(empty)} of {images.classes} "
+                        "classes): raise private")
     # What costs much to make (it has no partners) is made where the run computes.
     private = images.private if defense.partnered else images.private.to(device())
     release = defense.protect(private, keys.private, spawn(rng))

@@ -16,7 +16,7 @@ from ppbench.seeding import spawn
 from ppbench.stages.learning import model_at
 from ppbench.stages.values import Inputs, Keyring, Made, Protected, Table, attack_of, defense_of, threat_of
 from ppbench.threat import grant
-from ppbench.view import Algorithm, Pairs, Sealed, View, quantised
+from ppbench.view import Algorithm, Pairs, Sealed, quantised
 
 
 def make_pairs(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
@@ -34,7 +34,7 @@ def make_pairs(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> 
 
 def make_queries(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
     """Ask the attack which images the oracle is to protect."""
-    view = View(inputs.load(Sealed, "view"))
+    view = inputs.view()
     queries = attack_of(params).queries(view)
     if queries.ndim != 4 or tuple(queries.shape[1:]) != view.image_shape:
         raise ContractError(f"queries must be images [q, {', '.join(map(str, view.image_shape))}], "
@@ -68,7 +68,7 @@ def make_view(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> M
     """Build exactly what the threat model grants."""
     images, targets = inputs.load(Split, "split"), params["targets"]
     keys, protected = inputs.load(Keyring, "keys"), inputs.load(Protected, "release")
-    algorithm = Algorithm(Ref.from_json(params["defense"]), params["key_scope"], params["quantise"],
+    algorithm = Algorithm(Ref.from_json(params["defense"]).without_places(), params["key_scope"], params["quantise"],
                           params["clients"])
     answers = inputs.maybe(Table, "answers")
     everything = Sealed(
@@ -91,7 +91,7 @@ def make_public_view(inputs: Inputs, params: dict[str, Any], rng: torch.Generato
 
 def make_inner_view(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
     """Put an outer attack's estimate of the release in the place of the release."""
-    view, found = View(inputs.load(Sealed, "view")), inputs.load(Reconstruction, "outer")
+    view, found = inputs.view(), inputs.load(Reconstruction, "outer")
     if found.of != "released":
         raise ContractError("the outer attack of a chain must estimate the released images (of = \"released\")")
     labels = view.sealed.labels

@@ -1,6 +1,6 @@
 """What stages take and give: stored inputs, what was made, and the values that pass between them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,15 +15,25 @@ from ppbench.model import Model
 from ppbench.plugins import build
 from ppbench.ref import Ref
 from ppbench.threat import ThreatModel
+from ppbench.view import Sealed, View
 
 T = TypeVar("T")
 
 
 class Inputs:
-    """The stored inputs of a job, by name."""
+    """The stored inputs of a job, by name; and where the defense's own files lie, which nothing stored says."""
 
-    def __init__(self, files: dict[str, str]) -> None:
+    def __init__(self, files: dict[str, str], places: Ref | None = None) -> None:
         self.files = files
+        self.places = places
+
+    def view(self) -> View:
+        """Read the view, its defense ready to be run."""
+        sealed = self.load(Sealed, "view")
+        if sealed.algorithm is not None and self.places is not None:
+            ref = sealed.algorithm.ref.at(self.places)
+            sealed = replace(sealed, algorithm=replace(sealed.algorithm, ref=ref))
+        return View(sealed)
 
     def __contains__(self, name: str) -> bool:
         return name in self.files

@@ -33,8 +33,8 @@ class VitShape:
 def vit_shape(model: Model) -> VitShape | None:
     """Read the shape of a plain ViT of timm (`VisionTransformer`); None for any other network.
 
-    Plain means that nothing behind the position embedding knows where a token comes from: no relative positions, no
-    windows, no convolutions.
+    Plain means that images are not padded and that nothing behind the position embedding knows where a token comes
+    from: no relative positions, no windows, no convolutions.
 
     Raises:
         UserError: the factory refuses its arguments.
@@ -43,7 +43,7 @@ def vit_shape(model: Model) -> VitShape | None:
         return None
     with torch.device("meta"):  # only the shapes are wanted
         embed = patch_embedding(make_network(model.factory, model.kwargs))
-    if embed is None:
+    if embed is None or getattr(embed, "dynamic_img_pad", False):  # padding moves the grid
         return None
     height, width = embed.img_size
     return VitShape((embed.proj.in_channels, height, width), embed.patch_size, embed.proj.out_channels)

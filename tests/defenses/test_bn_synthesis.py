@@ -170,6 +170,22 @@ def test_tapped_moments_and_their_gradient(sizes: list[int], memory_format: torc
     torch.testing.assert_close(gradient, true_gradient, atol=1e-5, rtol=1e-4)
 
 
+def test_moments_of_half_precision_values_are_taken_in_full() -> None:
+    values = 1 + 0.5 * torch.rand(4, 3, 9, 9, generator=generator(0))
+    half = values.bfloat16().requires_grad_()
+    net = nn.Sequential(nn.BatchNorm2d(3)).eval().requires_grad_(False)
+    with tapped(net, [1, 3]) as found:
+        net(half)
+    (moments,) = found
+    assert moments.mean.dtype == moments.variance.dtype == torch.float32
+    exact = half.detach().double()
+    for row, part in enumerate(exact.split([1, 3])):
+        torch.testing.assert_close(moments.mean[row].double(), part.mean((0, 2, 3)), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(moments.variance[row].double(), part.var((0, 2, 3), correction=0), atol=1e-6,
+                                   rtol=1e-5)
+
+
+
 def test_running_statistics_are_the_teachers_own_for_every_class() -> None:
     private = coloured([0, 1, 0, 1])
     net = teacher_of(private)
@@ -600,7 +616,7 @@ def test_a_given_teacher_is_not_trained(monkeypatch: pytest.MonkeyPatch, tmp_pat
     release = defense.protect(private, None, generator(0))
     with torch.no_grad():
         expected = net.eval()(release.images * 2 - 1)
-    torch.testing.assert_close(release.extras["logits"], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(release.extras["logits"], expected[:, :3], atol=1e-5, rtol=1e-4)
 
 
 def test_the_file_of_weights_is_declared() -> None:
