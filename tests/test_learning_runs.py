@@ -9,12 +9,17 @@ import torch
 from conftest import plugin, tiny_plan, tiny_run
 
 from ppbench import central, codec
+from ppbench.display import Terminal, _Now
+from ppbench.engine.inline import Inline
 from ppbench.errors import UserError
+from ppbench.flow import Flow
 from ppbench.lessons import Lesson, Renewed
 from ppbench.model import Model, Update, for_images
+from ppbench.partial import Partial
 from ppbench.plan import Plan
 from ppbench.runner import check
 from ppbench.stages.values import Clients, Keyring, Protected
+from ppbench.store import Store
 from ppbench.training import Trainer
 
 VIT: dict[str, Any] = {"model": "timm:vit_tiny_patch16_224",
@@ -279,3 +284,14 @@ def test_the_update_is_of_the_victims_own_loss(tiny_npz: Path, tmp_path: Path) -
         assert update.label_smoothing == smoothing
         seen.append(update.values["net.1.bias"])
     assert not torch.allclose(seen[0], seen[1])
+
+
+def test_what_runs_is_told_with_its_progress(tiny_npz: Path, tmp_path: Path) -> None:
+    flow = Flow(plan(tiny_npz, [{"use": "none"}], {}), Store(tmp_path / "store"), Inline(), {})
+    assert flow.now() == ""
+    Partial(tmp_path / "a").report(5, 20, "epochs")
+    flow.running = {"1": ("victim", tmp_path / "a"), "2": ("attack", tmp_path / "b"), "3": ("attack", tmp_path / "c")}
+    assert flow.now() == "victim 5/20 epochs, 2 attack"
+    terminal = Terminal()
+    terminal.watch(flow.now)
+    assert _Now(terminal).render(None).plain == flow.now()  # type: ignore[arg-type]

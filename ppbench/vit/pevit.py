@@ -56,20 +56,23 @@ def pevit(base: str, kwargs: Mapping[str, Any], positions: bool = False, rpe: bo
         rpe: use the reference encoding.
 
     Raises:
-        UserError: timm refuses the arguments, or the network is none whose position embedding can be left out.
+        UserError: timm refuses the arguments, or the network is no plain ViT.
     """
     net = make_network(base, kwargs if positions else {**kwargs, "pos_embed": "none"})
     embed = patch_embedding(net)
-    if embed is None or (net.pos_embed is not None and not positions):
-        raise UserError(f"{base!r} has no position embedding that could be left out: name one of timm's plain vision "
-                        "transformers, or set positions = true")
+    if embed is None:
+        raise UserError(f"{base!r} is no plain vision transformer of timm's: name one of these")
+    if isinstance(net.pos_embed, nn.Parameter) and not positions:  # distilled DeiT has one whatever it is told
+        nothing = torch.zeros_like(net.pos_embed.data)
+        del net.pos_embed
+        net.register_buffer("pos_embed", nothing, persistent=False)
     if rpe:  # timm's place for what acts on the patches' tokens alone, before class token and positions
         embed.norm = nn.Sequential(embed.norm, ReferenceEncoding(embed.proj.out_channels))
     return net
 
 
 def without_order(model: Model, *, positions: bool, rpe: bool) -> Model:
-    """Return a plain timm ViT as a PEViT; without the reference encoding it remains a network of timm's.
+    """Return a plain timm ViT as a PEViT; without the reference encoding it remains a network of timm's if it can.
 
     Given weights are taken over, but for the position embedding; the reference encoding is drawn from the global
     generator. Without weights only the architecture is returned.
@@ -80,15 +83,18 @@ def without_order(model: Model, *, positions: bool, rpe: bool) -> Model:
         rpe: add the reference encoding.
 
     Raises:
-        UserError: the position embedding of this ViT cannot be left out.
+        UserError: the model is no plain ViT.
     """
+    if vit_shape(model) is None:
+        raise UserError(f"{model.factory!r} is no plain vision transformer of timm's: name one of these")
+    plain = model.kwargs if positions else {**model.kwargs, "pos_embed": "none"}
     with torch.device("meta"):
-        pevit(model.factory, model.kwargs, positions, rpe)
-    if rpe:
-        kwargs = {"base": model.factory, "kwargs": model.kwargs, "positions": positions, "rpe": True}
+        left = positions or getattr(make_network(model.factory, plain), "pos_embed", None) is None
+    if rpe or not left:
+        kwargs = {"base": model.factory, "kwargs": model.kwargs, "positions": positions, "rpe": rpe}
         changed = Model("ppbench.vit.pevit:pevit", kwargs)
     else:
-        changed = Model(model.factory, model.kwargs if positions else {**model.kwargs, "pos_embed": "none"})
+        changed = Model(model.factory, plain)
     if model.state is None:
         return changed
     return Model(changed.factory, changed.kwargs, from_plain(model, positions=positions, rpe=rpe))

@@ -163,10 +163,17 @@ def test_weights_keep_their_names_between_positions_and_none() -> None:
 
 
 @pytest.mark.parametrize("rpe", [True, False])
-def test_positions_that_cannot_be_left_out_are_named(rpe: bool) -> None:
-    with pytest.raises(UserError, match="could be left out"):
-        without_order(vit(name="deit_tiny_distilled_patch16_224"), positions=False, rpe=rpe)
-    with pytest.raises(UserError):
+def test_a_distilled_vit_forgets_the_order_as_well(rpe: bool) -> None:
+    with seeded(0):
+        model = without_order(vit(name="deit_tiny_distilled_patch16_224"), positions=False, rpe=rpe)
+    images = blotchy((3, 16, 16), 4)
+    torch.testing.assert_close(logits(model, shuffled(images, 4)), logits(model, images), atol=1e-10, rtol=0)
+    assert not any("pos_embed" in name for name in model.build().state_dict())
+
+
+@pytest.mark.parametrize("rpe", [True, False])
+def test_other_networks_are_refused(rpe: bool) -> None:
+    with pytest.raises(UserError, match="no plain vision transformer"):
         without_order(for_images("timm:resnet18", {}, (3, 32, 32), 5), positions=False, rpe=rpe)
 
 
