@@ -196,9 +196,13 @@ def make_plan(suite: Suite, folder: Path, device: str = "cpu") -> Plan:
 
 
 def _merged(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return `[victim]` with what a defense changes in it; a victim of one client leaves the federation behind."""
-    alone = own.get("clients") == 1
-    return {key: value for key, value in common.items() if not (alone and key in ("local_epochs", "skew"))} | own
+    """Return `[victim]` with what a defense changes in it.
+
+    A victim of one client leaves the federation behind, and another model the arguments and weights of the first.
+    """
+    left = {"local_epochs", "skew"} if own.get("clients") == 1 else set()
+    left |= {"kwargs", "weights"} if own.get("model", common.get("model")) != common.get("model") else set()
+    return {key: value for key, value in common.items() if key not in left} | own
 
 
 def _check_cell(cell: Cell, targets: int) -> None:

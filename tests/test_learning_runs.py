@@ -274,6 +274,14 @@ def test_a_victim_of_one_client_leaves_the_federation_behind(tiny_npz: Path) -> 
     assert [(cell.victim.clients, cell.victim.skew) for cell in made.cells] == [(1, None), (2, 0.5)]
 
 
+def test_another_model_leaves_arguments_and_weights_behind(tiny_npz: Path, tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "vit.pt")
+    made = plan(tiny_npz, [{"use": "none", "victim": {"model": "timm:test_resnet"}}, {"use": "none"},
+                           {"use": "none", "victim": {"epochs": 3}}], VIT | {"weights": "vit.pt"})
+    assert [bool(cell.victim.weights) for cell in made.cells] == [False, True, True]
+    assert [cell.victim.kwargs for cell in made.cells] == [{}, VIT["kwargs"], VIT["kwargs"]]
+
+
 def test_the_update_is_of_the_victims_own_loss(tiny_npz: Path, tmp_path: Path) -> None:
     seen = []
     for smoothing in (0.0, 0.3):
