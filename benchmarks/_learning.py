@@ -8,7 +8,7 @@ from _real import ROOT
 from _table import Figure, at_most
 
 from ppbench.display import Terminal
-from ppbench.plan import make_plan
+from ppbench.resolve import make_plan
 from ppbench.results import Row
 from ppbench.runner import RunOptions, run
 from ppbench.suite import read_suite, validate

@@ -86,7 +86,7 @@ def _run(tables: dict[str, Any], origin: str, folder: Path, output: Path, engine
 
     from ppbench.device import find_device
     from ppbench.display import Terminal, print_matrix
-    from ppbench.plan import make_plan
+    from ppbench.resolve import make_plan
     from ppbench.runner import RunOptions, check
     from ppbench.runner import run as run_plan
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ppbench.plan import Plan, make_plan
+from ppbench.plan import Plan
+from ppbench.resolve import make_plan
 from ppbench.runner import Result, RunOptions, run
 from ppbench.suite import validate
 

@@ -8,8 +8,9 @@ import pytest
 from conftest import plugin, tiny_plan
 
 from ppbench.errors import UserError
-from ppbench.plan import Plan, make_plan
+from ppbench.plan import Plan
 from ppbench.plugins import build
+from ppbench.resolve import make_plan
 from ppbench.suite import validate
 
 MINE = '''
@@ -259,13 +260,13 @@ def test_lpips_is_looked_for_before_the_run_only_where_it_is_wanted(tiny_npz: Pa
         asked.append((net, download))
         return "LPIPS weights not found: fetch them"
 
-    monkeypatch.setattr("ppbench.plan.find_trunk", found)
+    monkeypatch.setattr("ppbench.resolve.find_trunk", found)
     assert tiny_plan(tiny_npz, ["none"], ["blind"], score={"groups": ["ssim"]}).lpips == ""
     assert asked == []
     plan = tiny_plan(tiny_npz, ["none"], ["blind"], score={"groups": ["lpips"], "lpips_trunk": "alex"})
     assert asked == [("alex", True)]
     assert plan.lpips == "LPIPS weights not found: fetch them"
-    monkeypatch.setattr("ppbench.plan.find_trunk", lambda net, download: "lpips 0.1")
+    monkeypatch.setattr("ppbench.resolve.find_trunk", lambda net, download: "lpips 0.1")
     again = tiny_plan(tiny_npz, ["none"], ["blind"], score={"groups": ["lpips"], "lpips_trunk": "alex"})
     assert again.fingerprint(again.cells[0]) != plan.fingerprint(plan.cells[0])  # measured once the weights are there
 

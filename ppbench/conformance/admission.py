@@ -7,7 +7,8 @@ from typing import Any
 
 from ppbench.conformance.attack_bench import AttackBench
 from ppbench.conformance.subject import Subject
-from ppbench.plan import Cell, make_plan
+from ppbench.plan import Cell
+from ppbench.resolve import make_plan
 from ppbench.results import Row
 from ppbench.runner import RunOptions, run
 from ppbench.suite import validate
