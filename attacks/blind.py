@@ -20,6 +20,7 @@ class Blind(Attack):
     """
 
     requires = frozenset({"public"})
+    uses = frozenset({"labels"})
     default_threat = "ciphertext-only"
     role = "floor"
     metric: Metric = "ssim"

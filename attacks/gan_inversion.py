@@ -39,6 +39,7 @@ class GanInversion(Attack):
     """
 
     requires = frozenset({"images", "public", "algorithm"})
+    uses = frozenset({"labels"})
     default_threat = "ciphertext-only"
     steps: int = 40
     restarts: int = 3

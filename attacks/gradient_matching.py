@@ -76,6 +76,7 @@ class GradientMatching(Attack):
     """
 
     requires = frozenset({"model", "gradients", "public", "algorithm"})
+    uses = frozenset({"labels"})
     default_threat = "federated-server"
     ceiling = 0.9
     steps: int = 200

@@ -65,11 +65,15 @@ class Jigsaw(Attack):
             rest = keys == key
             rest[targets] = False
             rows = torch.cat([targets[mine], rest.nonzero()[:, 0]])[: self.joint]
-            boards[mine] = self._solve_together(blocks[rows], grid, rng)
+            boards[mine] = self.solve_together(blocks[rows], grid, rng)
         return boards
 
-    def _solve_together(self, blocks: Tensor, grid: Grid, rng: torch.Generator) -> Tensor:
-        """Solve all images as one puzzle: `[1, H, W]`, its costs the mean of theirs."""
+    def solve_together(self, blocks: Tensor, grid: Grid, rng: torch.Generator) -> Tensor:
+        """Solve images `[N, blocks, C, size, size]` under one key as one puzzle, its costs the mean of theirs.
+
+        Returns:
+            `[1, H, W]` the block that belongs at each place.
+        """
         total = torch.stack([combo(some).sum(0) for some in self._chunks(blocks)]).sum(0, keepdim=True)
         return assemble(total / len(blocks), grid, rng, self._search)
 

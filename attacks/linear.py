@@ -69,6 +69,7 @@ class Linear(Attack):
     """
 
     requires = frozenset({"images", "public", "algorithm"})
+    uses = frozenset({"pairs"})
     default_threat = "ciphertext-only"
     draws: int = 2
 

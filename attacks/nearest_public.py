@@ -52,6 +52,7 @@ class NearestPublic(Attack):
     """
 
     requires = frozenset({"images", "public", "algorithm"})
+    uses = frozenset({"labels"})
     default_threat = "ciphertext-only"
 
     def priors(self, view: View) -> dict[str, Prior]:

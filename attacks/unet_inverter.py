@@ -33,6 +33,7 @@ class UnetInverter(InverterAttack):
     """
 
     requires = frozenset({"images", "public", "algorithm"})
+    uses = frozenset({"pairs", "labels"})
     default_threat = "ciphertext-only"
     steps: int = 250
     batch: int = 32

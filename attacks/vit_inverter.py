@@ -33,6 +33,7 @@ class VitInverter(InverterAttack):
     """
 
     requires = frozenset({"images", "public", "algorithm"})
+    uses = frozenset({"pairs", "labels"})
     default_threat = "ciphertext-only"
     steps: int = 200
     batch: int = 24

@@ -89,7 +89,8 @@ def teacher() -> Model:
 def recipe(images: int, steps: int) -> BnSynthesis:
     """Return the settings that served the ResNet-20 best."""
     return BnSynthesis(images=images, steps=steps, teacher=NETWORK, teacher_weights=str(TEACHER), labels="teacher",
-                       match="relative", start="natural", bn_weight=1, ce_weight=0.1, tv_weight=0.1, amp=True)
+                       match="relative", start="natural", bn_weight=1, ce_weight=0.1, tv_weight=0.1, amp=True,
+                       batch=250, lr=0.2, temperature=20)
 
 
 def synthesised(private: Images, images: int, steps: int) -> Release:

@@ -34,16 +34,10 @@ def per_image(values: Tensor) -> RawMoments:
     return RawMoments(flat.mean(2), flat.square().mean(2))
 
 
-def pool(raw: RawMoments, group: Tensor, groups: int) -> Moments:
-    """Join the rows of images into one row a group, `group[i]` in `[0, groups)` being where image i belongs.
-
-    Every group must have an image.
-    """
-    share = torch.zeros(groups, len(group), device=group.device)
-    share[group, torch.arange(len(group), device=group.device)] = 1
-    share /= share.sum(1, keepdim=True)
-    mean = share @ raw.first
-    return Moments(mean, share @ raw.second - mean ** 2)
+def pool(raw: RawMoments, group: Tensor, groups: int) -> RawMoments:
+    """Add the rows of images up to one row a group, in float64; `group[i]` in `[0, groups)` is image i's."""
+    member = torch.nn.functional.one_hot(group, groups).T.double()
+    return RawMoments(member @ raw.first.double(), member @ raw.second.double())
 
 
 class _Tap(torch.autograd.Function):
@@ -112,11 +106,19 @@ def group_statistics(net: nn.Module, images: Tensor, group: Tensor, groups: int,
         groups: their number.
         chunk: images in one forward pass; it changes memory, not the result.
     """
-    passes = []
-    for part in images.split(chunk):
-        passes.append(_passed(net, part))
-    return [pool(RawMoments(*map(torch.cat, zip(*layer, strict=True))), group, groups)
-            for layer in zip(*passes, strict=True)]
+    layers: list[RawMoments] = []
+    for part, where in zip(images.split(chunk), group.split(chunk), strict=True):
+        # sums, not rows an image: small tensors kept between large ones would hold on to the memory of these
+        found = [pool(raw, where, groups) for raw in _passed(net, part)]
+        layers = [RawMoments(*(a + b for a, b in zip(*both, strict=True))) for both in
+                  zip(layers, found, strict=True)] if layers else found
+    counts = group.bincount(minlength=groups)[:, None]
+    return [_moments(RawMoments(*(part / counts for part in layer))) for layer in layers]
+
+
+def _moments(raw: RawMoments) -> Moments:
+    mean, second = raw
+    return Moments(mean.float(), (second - mean ** 2).clamp(min=0).float())
 
 
 def _passed(net: nn.Module, images: Tensor) -> list[RawMoments]:

@@ -60,6 +60,7 @@ class Attack(ABC):
 
     Attributes:
         requires: the capabilities without which the attack cannot run (a literal frozenset).
+        uses: what it uses besides, where it is granted; only who names `oracle` here or above is asked for `queries`.
         default_threat: the threat model used when a suite names none.
         role: `floor` and `ceiling` are yardsticks beside which the attacks are read; they are never ranked.
         ceiling: SSIM that the attack must reach on the defense `none` under its default threat model; below it, its
@@ -67,6 +68,7 @@ class Attack(ABC):
     """
 
     requires: ClassVar[frozenset[Capability]]
+    uses: ClassVar[frozenset[Capability]] = frozenset()
     default_threat: ClassVar[str]
     role: ClassVar[Literal["attack", "floor", "ceiling"]] = "attack"
     ceiling: ClassVar[float | None] = None
@@ -76,7 +78,7 @@ class Attack(ABC):
         return {}
 
     def queries(self, view: View) -> Tensor:
-        """Choose images `[q, C, H, W]` for the oracle (attacks that require `oracle`)."""
+        """Choose images `[q, C, H, W]` for the oracle (attacks that require or use `oracle`)."""
         return torch.empty(0, *view.image_shape)
 
     @abstractmethod

@@ -16,7 +16,7 @@ class Description:
     Attributes:
         name: as it is used.
         summary: first line of its docstring.
-        facts: attacks: `requires` and `default_threat`; defenses: `key_scopes`.
+        facts: attacks: `requires`, `uses` and `default_threat`; defenses: `key_scopes`.
         params: parameter -> default, as written; `required` where there is none.
         problem: why it could not be read.
     """
@@ -77,7 +77,7 @@ def _read(node: ast.ClassDef, facts: dict[str, str], params: dict[str, str]) -> 
 
 def _fact(name: str, value: ast.expr, facts: dict[str, str]) -> None:
     """Keep a literal class attribute that a reader of the list wants to know."""
-    if name not in ("requires", "default_threat", "key_scopes", "default_size"):
+    if name not in ("requires", "uses", "default_threat", "key_scopes", "default_size"):
         return
     literal = value
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "frozenset":

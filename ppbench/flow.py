@@ -244,7 +244,7 @@ class Flow:
             inputs["pairs"] = await self.make(pairs)
         params = {**self._deployed(cell.defense), **self._against(threat)}
         view = await self.make(Step("view", "view", inputs, params, 0, (cell.defense.ref.code,)))
-        if "oracle" not in threat.grants or "oracle" not in cell.attack.requires:
+        if "oracle" not in threat.grants or not cell.attack.asks:
             return view
         asked = Step("queries", "queries", {"view": view}, {"ref": self._ref(attack), "most": threat.queries},
                      derive_seed(cell.seed, "queries", attack.identity), self._acting(attack, cell), cell.defense.ref)

@@ -79,6 +79,8 @@ class AttackPlan:
     ceiling: float | None = None
     """SSIM that it must reach on the defense `none`, under its default threat model."""
     default_threat: str = ""
+    asks: bool = False
+    """The (outer) attack puts questions to an oracle, where there is one."""
 
     @property
     def label(self) -> str:

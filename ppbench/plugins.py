@@ -172,10 +172,11 @@ def _check_contract(group: str, name: str, found: Any) -> None:
         raise UserError(f"{name} lacks the contract of {contract}: write its method(s) {missing}")
     if unset := [n for n in ("requires", "default_threat") if group == "attacks" and not hasattr(found, n)]:
         raise UserError(f"{name} lacks the contract of {contract}: set the class attribute(s) {', '.join(unset)}")
-    requires: object = getattr(found, "requires", None)
-    if group == "attacks" and not _is_name_set(requires):
-        raise UserError(f"{name} lacks the contract of {contract}: requires must be a frozenset of capability names, "
-                        f"not {requires!r}")
+    for name_set in ("requires", "uses") if group == "attacks" else ():
+        value: object = getattr(found, name_set)
+        if not _is_name_set(value):
+            raise UserError(f"{name} lacks the contract of {contract}: {name_set} must be a frozenset of capability "
+                            f"names, not {value!r}")
     own = inspect.get_annotations(found)
     if any("ClassVar" not in str(hint) for hint in own.values()) and "__dataclass_fields__" not in found.__dict__:
         raise UserError(f"{name} declares parameters but is no dataclass: put @dataclass(frozen=True) above the class")

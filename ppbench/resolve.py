@@ -166,13 +166,13 @@ def _attack(table: AttackTable, folder: Path) -> AttackPlan:
     outer, cls = find_plugin("attacks", table, folder)
     assert issubclass(cls, Attack)
     refs, requires = [outer], set(cls.requires)
-    _check_requires(outer.name, cls.requires)
+    _check_capabilities(outer.name, cls)
     if issubclass(cls, TrainingAttack) and "training" not in cls.requires:
         raise UserError(f"{outer.name} acts in training, but does not say so: add \"training\" to its `requires`")
     if table.then is not None:
         inner, inner_cls = find_plugin("attacks", table.then, folder)
         assert issubclass(inner_cls, Attack)
-        _check_requires(inner.name, inner_cls.requires)
+        _check_capabilities(inner.name, inner_cls)
         if issubclass(inner_cls, TrainingAttack):
             raise UserError(f"{inner.name} acts in training and cannot follow {outer.name}: let it come first")
         if "oracle" in inner_cls.requires:
@@ -183,13 +183,14 @@ def _attack(table: AttackTable, folder: Path) -> AttackPlan:
         raise UserError(f"{outer.name} acts in training and cannot also ask for gradients: require one of the two")
     role, ceiling = (cls.role, cls.ceiling) if len(refs) == 1 else ("attack", None)
     return AttackPlan(tuple(refs), frozenset(requires), issubclass(cls, TrainingAttack), role, ceiling,
-                      cls.default_threat)
+                      cls.default_threat, asks="oracle" in cls.requires | cls.uses)
 
 
-def _check_requires(name: str, requires: frozenset[str]) -> None:
+def _check_capabilities(name: str, cls: type[Attack]) -> None:
     known = NAMED["full-knowledge"].grants
-    for capability in sorted(set(requires) - set(known)):
-        raise UserError(f"{name} requires the unknown capability {capability!r}{suggest(capability, sorted(known))}")
+    for verb, wanted in (("requires", cls.requires), ("uses", cls.uses)):
+        for capability in sorted(set(wanted) - known):
+            raise UserError(f"{name} {verb} the unknown capability {capability!r}{suggest(capability, sorted(known))}")
 
 
 def _threats(suite: Suite) -> dict[str, ThreatModel]:

@@ -47,11 +47,12 @@ def natural(count: int, shape: tuple[int, int, int], seed: int) -> Images:
 
 
 def view_of(private: Images, public: Images, name: str, params: dict[str, object] | None = None,
-            scope: str | None = None, pairs: int = 0, quantise: int = 8, labels: bool = True, clients: int = 1) -> View:
+            scope: str | None = None, pairs: int = 0, quantise: int = 8, labels: bool = True, clients: int = 1,
+            seed: int = 1) -> View:
     """What the adversary sees of images protected as the runner would; all of them are targets."""
     algorithm = Algorithm(Ref("defenses", name, params or {}), scope, quantise, clients)
     defense = algorithm.defense
-    keys = draw_keys(defense, scope, len(private), private.shape, generator(1), clients)
+    keys = draw_keys(defense, scope, len(private), private.shape, generator(seed), clients)
     release = quantised(defense.protect(private, keys, generator(2)), quantise)
     if scope == "client":
         release = replace(release, clients=keys.owner)

@@ -39,12 +39,13 @@ def test_facts_are_those_of_the_class(group: str, found: Description) -> None:
         "datasets": {"default_size": cls.default_size} if group == "datasets" else {},
         "defenses": {"key_scopes": ", ".join(getattr(cls, "key_scopes", ()))},
         "attacks": {"requires": ", ".join(sorted(getattr(cls, "requires", ()))),
+                    "uses": ", ".join(sorted(getattr(cls, "uses", ()))),
                     "default_threat": getattr(cls, "default_threat", "")},
     }[group]
     for name, value in found.facts.items():
         assert value == ("" if expected[name] is None else str(expected[name]))
     if group == "attacks":
-        assert set(found.facts) == {"requires", "default_threat"}
+        assert set(found.facts) == {"requires", "default_threat"} | ({"uses"} if cls.uses else set())
     if group == "defenses" and cls.key_scopes:
         assert set(found.facts) == {"key_scopes"}
 

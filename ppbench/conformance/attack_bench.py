@@ -53,7 +53,8 @@ class AttackBench:
             StageFailed: the attack's own part in it failed.
             NotApplicable: the attack says so.
         """
-        plan = AttackPlan((self.subject.ref,), frozenset(self.attack.requires), isinstance(self.attack, TrainingAttack))
+        plan = AttackPlan((self.subject.ref,), frozenset(self.attack.requires), isinstance(self.attack, TrainingAttack),
+                          asks="oracle" in self.attack.requires | self.attack.uses)
         try:
             return View(codec.load(Sealed, view_of(scene, plan, self.threat)))
         except StageFailed as failure:

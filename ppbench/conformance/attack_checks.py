@@ -132,11 +132,11 @@ def training(bench: AttackBench) -> Iterator[str]:
 
 def queries(bench: AttackBench) -> Iterator[str]:
     """Check the images that the attack wants protected."""
-    if "oracle" not in bench.attack.requires:
+    if "oracle" not in bench.attack.requires | bench.attack.uses:
         raise Skipped("it asks no oracle")
     view = bench.view().only(frozenset(bench.attack.requires))
     asked, again = bench.attack.queries(view), bench.attack.queries(view)
-    if len(asked) == 0:
+    if len(asked) == 0 and "oracle" in bench.attack.requires:
         yield "it requires 'oracle' but asks nothing: write queries()"
     if not torch.equal(asked, again):
         yield "queries() gives other images when it is asked again: let them depend on the view alone"
@@ -155,9 +155,9 @@ def in_scene(bench: AttackBench, scene: Scene) -> Iterator[str]:
 
 
 def with_kind(bench: AttackBench, capability: str, scene: Scene) -> Iterator[str]:
-    """Run the attack on another kind of what it requires."""
-    if capability not in bench.attack.requires:
-        raise Skipped(f"it does not require {capability!r}")
+    """Run the attack on another kind of what it requires or uses."""
+    if capability not in bench.attack.requires | bench.attack.uses:
+        raise Skipped(f"it does not use {capability!r}")
     return in_scene(bench, scene)
 
 

@@ -21,9 +21,10 @@ def attack_declaration(attack: Attack, name: str) -> Iterator[str]:
     """Check what an attack declares."""
     yield from _plugin_declaration(attack, name)
     cls = type(attack)
-    for capability in sorted(cls.requires - CAPABILITIES):
-        yield (f"`requires` names the unknown capability {capability!r}"
-               f"{suggest(capability, sorted(CAPABILITIES))}: correct it")
+    for name_set in ("requires", "uses"):
+        for capability in sorted(getattr(cls, name_set) - CAPABILITIES):
+            yield (f"`{name_set}` names the unknown capability {capability!r}"
+                   f"{suggest(capability, sorted(CAPABILITIES))}: correct it")
     listed = read_plugin(name, cls.__module__, cls.__qualname__).facts.get("requires", "")
     if listed != ", ".join(sorted(cls.requires)):
         yield ("`requires` cannot be read without importing the class: write a literal frozenset of names in the class "

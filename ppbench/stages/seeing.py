@@ -1,5 +1,6 @@
 """What an adversary gets: pairs, answers, views."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ppbench.seeding import spawn
 from ppbench.stages.learning import model_at
 from ppbench.stages.values import Inputs, Keyring, Made, Protected, Table, attack_of, defense_of, threat_of
 from ppbench.threat import grant
-from ppbench.view import Algorithm, Pairs, Sealed, quantised
+from ppbench.view import Algorithm, Pairs, Sealed, View, quantised
 
 
 def make_pairs(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
@@ -94,6 +95,8 @@ def make_inner_view(inputs: Inputs, params: dict[str, Any], rng: torch.Generator
     view, found = inputs.view(), inputs.load(Reconstruction, "outer")
     if found.of != "released":
         raise ContractError("the outer attack of a chain must estimate the released images (of = \"released\")")
+    # what an oracle said was said to the outer attack's questions
+    view = View(replace(view.sealed, granted=view.granted - {"oracle"}, answers=None))
     labels = view.sealed.labels
     return Made(view.with_images(codec.to_bytes8(found.images),
                                  torch.full((len(found.images),), -1) if labels is None else labels).sealed)

@@ -1,0 +1,145 @@
+"""Recover the key of a cipher that moves and negates whole values, and decrypt with it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ppbench.attack import Attack, Priors, Reconstruction
+from ppbench.attacks._key_chosen import chosen
+from ppbench.attacks._key_map import KeyMap, Structure
+from ppbench.attacks._key_pairs import Recovered, recover
+from ppbench.attacks._key_release import settled
+from ppbench.attacks._key_statistics import guess
+from ppbench.attacks._key_structure import structure_of
+from ppbench.attacks.jigsaw import Jigsaw
+from ppbench.blocks import cut
+from ppbench.defense import resize
+from ppbench.view import View
+
+
+@dataclass(frozen=True)
+class KeyRecovery(Attack):
+    """Recover the key from known or chosen pairs, and decrypt every image that it protects.
+
+    A cipher that only moves and negates values (or their nibbles) leaves them recognisable: known pairs give every
+    value a signature, its levels in all of them, and equal signatures belong together (known-plaintext attacks on
+    permutation ciphers: Li, Li, Chen, Bourbakis & Lo 2008, "A general quantitative cryptanalysis of permutation-only
+    multimedia ciphers against plaintext attacks"). Blocks are found by what they hold, then the values inside them.
+    What the pairs leave open, such as flat blocks, is chosen so that the released images become smooth.
+
+    The images for an oracle are drawn so that no two values of a block agree: the fewest that leave nothing open.
+
+    Without pairs, the correlations of values in a release under one key tell where they went (`_key_statistics`), as
+    far as all blocks are shuffled alike; the blocks are then put together by `jigsaw`, all images as one puzzle. A few
+    hundred images do not tell left from right: then all may come out mirrored.
+
+    Keys of one image each are told by no pair; then, and where a defense does more than move values, the release is
+    returned as it is.
+
+    Attributes:
+        settle: choose by the release among the keys that agree with the pairs.
+        statistics: look for the key in the release where there are no pairs.
+    """
+
+    requires = frozenset({"images", "algorithm"})
+    uses = frozenset({"pairs", "oracle", "public"})
+    default_threat = "known-plaintext"
+    settle: bool = True
+    statistics: bool = True
+
+    def queries(self, view: View) -> Tensor:
+        """Name the images from which every client's key can be read; none where no key can."""
+        structure = _readable(view)
+        if structure is None:
+            return torch.empty(0, *view.image_shape)
+        return chosen(structure).repeat_interleave(view.algorithm.clients, 0)
+
+    def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
+        """Decrypt the targets with the keys that were found; images of other keys are returned as released."""
+        structure = _readable(view)
+        images = resize(view.images, view.image_shape)
+        if structure is None:
+            return Reconstruction(images, aligned=view.has_partner, note=_why_not(view))
+        notes = []
+        for client, theirs in _by_key(view):
+            key, note = self._key(view, structure, client, theirs, rng)
+            mine = theirs[view.target_rows]
+            if key is not None:
+                images[mine] = structure.image_of(key.decrypt(structure.levels(view.images[mine]), structure.top))
+            notes.append(note)
+        return Reconstruction(images, aligned=view.has_partner, note="; ".join(dict.fromkeys(notes)))
+
+    def _key(self, view: View, structure: Structure, client: int, theirs: Tensor, rng: torch.Generator,
+             ) -> tuple[KeyMap | None, str]:
+        """Return a client's key, as far as it can be found, and what speaks for it."""
+        released = structure.levels(view.release.images[theirs])
+        pairs = [*_known(view, client), *_asked(view, structure, client)]
+        if pairs:
+            plain, made = (structure.levels(torch.cat(part)) for part in zip(*pairs, strict=True))
+            found = recover(structure, plain, made)
+            return settled(structure, found, released) if self.settle else found.key, _note(found, len(plain))
+        if not self.statistics or "public" not in view.granted:
+            return None, "as released: no pairs"
+        guessed = guess(structure, released, structure.levels(view.public.pixels), rng)
+        if guessed is None:
+            return None, "as released: no pairs, and every block is changed its own way"
+        key, fit = guessed
+        if structure.moved and structure.inside == "shared":
+            key = _assembled(structure, key, released, rng)
+        return key, f"by the statistics of {len(released)} images: correlations agree to {fit:.4f}"
+
+
+def _readable(view: View) -> Structure | None:
+    """Return the structure of a key that pairs can tell; None = there is none."""
+    if view.algorithm.key_scope not in ("global", "client"):
+        return None
+    return structure_of(view.algorithm, view.image_shape)
+
+
+def _why_not(view: View) -> str:
+    scope = view.algorithm.key_scope
+    if scope == "image":
+        return "as released: every image has a key of its own"
+    return "as released: no key" if scope is None else "as released: the defense does more than move whole values"
+
+
+def _by_key(view: View) -> Iterator[tuple[int, Tensor]]:
+    """Yield the clients that sent targets, each with the released images `[M]` bool under its key."""
+    released = view.release
+    senders = torch.zeros(len(released), dtype=torch.int64) if released.clients is None else released.clients
+    for client in senders[view.target_rows].unique().tolist():
+        yield client, senders == client
+
+
+def _known(view: View, client: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the known pairs under a client's key, if there are any."""
+    if "pairs" not in view.granted:
+        return
+    pairs = view.pairs
+    mine = torch.ones(len(pairs.plain), dtype=torch.bool) if pairs.clients is None else pairs.clients == client
+    if mine.any():
+        yield pairs.plain[mine], pairs.protected[mine]
+
+
+def _asked(view: View, structure: Structure, client: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the chosen images and a client's answers, where there is an oracle."""
+    if "oracle" in view.granted and len(view.answers):
+        yield chosen(structure), view.answers[client::view.algorithm.clients]
+
+
+def _assembled(structure: Structure, key: KeyMap, released: Tensor, rng: torch.Generator) -> KeyMap:
+    """Return the key with the places of its blocks, found by putting the decrypted blocks together."""
+    _, height, width = structure.image
+    assert structure.size is not None
+    solver = Jigsaw()
+    images = structure.image_of(key.decrypt(released[:solver.joint], structure.top))
+    board = solver.solve_together(cut(images, structure.size), (height // structure.size, width // structure.size), rng)
+    return replace(key, source=board.flatten().argsort())
+
+
+def _note(found: Recovered, pairs: int) -> str:
+    """Say how far the pairs speak for the key."""
+    many = f"{pairs} pair" + ("s" if pairs > 1 else "")
+    return f"{many}: {found.right:.1%} of their values explained, {found.sure:.1%} beyond doubt"
