@@ -13,6 +13,7 @@ from ppbench.attacks._key_pairs import Recovered, recover
 from ppbench.attacks._key_release import settled
 from ppbench.attacks._key_statistics import guess
 from ppbench.attacks._key_structure import structure_of
+from ppbench.attacks._key_weights import from_weights
 from ppbench.attacks.jigsaw import Jigsaw
 from ppbench.blocks import cut
 from ppbench.defense import resize
@@ -35,6 +36,8 @@ class KeyRecovery(Attack):
     far as all blocks are shuffled alike; the blocks are then put together by `jigsaw`, all images as one puzzle. A few
     hundred images do not tell left from right: then all may come out mirrored.
 
+    A ViT that absorbed the key shows it to whoever has the plain weights that it started from (`_key_weights`).
+
     Keys of one image each are told by no pair; then, and where a defense does more than move values, the release is
     returned as it is.
 
@@ -44,7 +47,7 @@ class KeyRecovery(Attack):
     """
 
     requires = frozenset({"images", "algorithm"})
-    uses = frozenset({"pairs", "oracle", "public"})
+    uses = frozenset({"pairs", "oracle", "public", "model"})
     default_threat = "known-plaintext"
     settle: bool = True
     statistics: bool = True
@@ -64,31 +67,37 @@ class KeyRecovery(Attack):
             return Reconstruction(images, aligned=view.has_partner, note=_why_not(view))
         notes = []
         for client, theirs in _by_key(view):
-            key, note = self._key(view, structure, client, theirs, rng)
+            form, key, note = self._key(view, structure, client, theirs, rng)
             mine = theirs[view.target_rows]
             if key is not None:
-                images[mine] = structure.image_of(key.decrypt(structure.levels(view.images[mine]), structure.top))
+                images[mine] = form.image_of(key.decrypt(form.levels(view.images[mine]), form.top))
             notes.append(note)
         return Reconstruction(images, aligned=view.has_partner, note="; ".join(dict.fromkeys(notes)))
 
     def _key(self, view: View, structure: Structure, client: int, theirs: Tensor, rng: torch.Generator,
-             ) -> tuple[KeyMap | None, str]:
-        """Return a client's key, as far as it can be found, and what speaks for it."""
+             ) -> tuple[Structure, KeyMap | None, str]:
+        """Return a client's key, as far as it can be found, its structure, and what speaks for it."""
         released = structure.levels(view.release.images[theirs])
         pairs = [*_known(view, client), *_asked(view, structure, client)]
         if pairs:
             plain, made = (structure.levels(torch.cat(part)) for part in zip(*pairs, strict=True))
             found = recover(structure, plain, made)
-            return settled(structure, found, released) if self.settle else found.key, _note(found, len(plain))
+            key = settled(structure, found, released) if self.settle else found.key
+            return structure, key, _note(found, len(plain))
+        if "model" in view.granted and view.start is not None:
+            absorbed = from_weights(structure, view.model, view.start)
+            if absorbed is not None:
+                return (absorbed.structure, absorbed.key,
+                        f"by the weights: mean cosine {absorbed.fit:.3f} with the published ones")
         if not self.statistics or "public" not in view.granted:
-            return None, "as released: no pairs"
+            return structure, None, "as released: no pairs"
         guessed = guess(structure, released, structure.levels(view.public.pixels), rng)
         if guessed is None:
-            return None, "as released: no pairs, and every block is changed its own way"
+            return structure, None, "as released: no pairs, and every block is changed its own way"
         key, fit = guessed
         if structure.moved and structure.inside == "shared":
             key = _assembled(structure, key, released, rng)
-        return key, f"by the statistics of {len(released)} images: correlations agree to {fit:.4f}"
+        return structure, key, f"by the statistics of {len(released)} images: correlations agree to {fit:.4f}"
 
 
 def _readable(view: View) -> Structure | None:

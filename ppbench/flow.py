@@ -165,6 +165,11 @@ class Flow:
         code = self._built(cell, cell.defense)
         return await self.make(await self._start(cell, await self.keys(cell), self._deployed(cell.defense), code))
 
+    async def plain_start(self, cell: Cell) -> Artefact:
+        """The starting weights before any defense adapts them."""
+        keys, _ = await self._unprotected(cell)
+        return await self.make(await self._start(cell, keys, PLAIN, self._built(cell)))
+
     async def victim(self, cell: Cell, trainer: Ref | None = None, until: int | None = None) -> Artefact:
         """The trained victim; with a training attack, under its hand; or as it is after so many rounds."""
         keys, release, start = await self.keys(cell), await self.release(cell), await self.start(cell)
@@ -176,8 +181,7 @@ class Flow:
     async def plain_victim(self, cell: Cell) -> Artefact:
         """The same victim trained on unprotected images; one artefact with that of the defense `none`."""
         keys, release = await self._unprotected(cell)
-        start = await self.make(await self._start(cell, keys, PLAIN, self._built(cell)))
-        return await self.make(await self._training(cell, start, keys, release))
+        return await self.make(await self._training(cell, await self.plain_start(cell), keys, release))
 
     async def _unprotected(self, cell: Cell) -> tuple[Artefact, Artefact]:
         split = await self.split(cell.dataset, cell.seed)
@@ -223,6 +227,8 @@ class Flow:
         threat, attack = cell.threat, cell.attack.refs[0]
         inputs = {"split": await self.split(cell.dataset, cell.seed), "keys": await self.keys(cell),
                   "release": await self.release(cell)}
+        if cell.victim.weights:  # whoever can name them, has them
+            inputs["published"] = await self.plain_start(cell)
         if cell.attack.trains:  # the model that is handed out is the one trained under the attack's hand
             inputs["victim"] = await self.victim(cell, attack)
         elif "gradients" in threat.grants:

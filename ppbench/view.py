@@ -81,6 +81,7 @@ class Sealed:
     pairs: Pairs | None = None
     answers: Tensor | None = None
     model: Model | None = None
+    start: Model | None = None
     update: Update | None = None
     keys: Keys | None = None
 
@@ -89,7 +90,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "images": ("release", "target_rows"),
     "labels": ("labels",),
     "public": ("public",),
-    "algorithm": ("algorithm",),
+    "algorithm": ("algorithm", "start"),
     "pairs": ("pairs",),
     "model": ("model",),
     "gradients": ("update",),
@@ -157,6 +158,16 @@ class View:
     def algorithm(self) -> Algorithm:
         """The defense, to be run with keys of one's own (capability `algorithm`)."""
         return self._get("algorithm", self.sealed.algorithm)
+
+    @property
+    def start(self) -> Model | None:
+        """The plain victim with the published weights that its training starts from (capability `algorithm`).
+
+        None = it starts from weights that nobody published.
+        """
+        if "algorithm" not in self.granted:
+            raise NotGranted("the threat model does not grant 'algorithm': name it in `requires`")
+        return self.sealed.start
 
     @property
     def pairs(self) -> Pairs:

@@ -34,6 +34,8 @@ def everything() -> Sealed:
         pairs=Pairs(torch.rand(2, 3, 8, 8, generator=rng), torch.rand(2, 3, 4, 4, generator=rng)),
         answers=torch.rand(3, 3, 4, 4, generator=rng),
         model=Model("ppbench.nets:convnet", {"num_classes": 3, "nested": {"a": [1, 2.5, None, True]}}, state),
+        start=Model("ppbench.nets:convnet", {"num_classes": 3},
+                    {name: torch.rand(value.shape, generator=rng) for name, value in state.items()}),
         update=Update({name: torch.rand_like(value)[None] for name, value in state.items()}, 4, 1, 0.01, False),
         keys=Keys({"blocks": torch.rand(1, 4, generator=rng).argsort(1)}, torch.zeros(4, dtype=torch.int64)))
 

@@ -11,7 +11,7 @@ from ppbench.attack import Reconstruction
 from ppbench.data import Images, Split
 from ppbench.defense import Keys, Release, keys_for_more
 from ppbench.errors import ContractError, NotApplicable
-from ppbench.model import Update
+from ppbench.model import Model, Update
 from ppbench.ref import Ref
 from ppbench.seeding import spawn
 from ppbench.stages.learning import model_at
@@ -78,6 +78,7 @@ def make_view(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> M
         release=protected.release, target_rows=torch.arange(targets), public=images.public, algorithm=algorithm,
         pairs=inputs.maybe(Pairs, "pairs"), answers=answers.values["answers"] if answers else None,
         model=model_at(inputs) if "start" in inputs or "victim" in inputs else None,
+        start=inputs.maybe(Model, "published"),
         update=inputs.maybe(Update, "update"), keys=_keys_of_release(keys.private, protected.release))
     return Made(grant(everything, threat_of(params)))
 
