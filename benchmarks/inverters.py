@@ -1,0 +1,21 @@
+"""How much of protected images comes back: keys first; learned and generative attacks beside them.
+
+    python benchmarks/inverters.py [--quick] [--json FILE]
+
+data/cifar10.npz must be there (leaderboards/README.md).
+"""
+
+import torch
+from _keys import keys
+from _table import options, show
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    asked = options(__doc__ or "")
+    torch.set_num_threads(1)  # as a run does: more threads change float results
+    show("What comes back of protected images", keys(asked.quick), asked.json)
+
+
+if __name__ == "__main__":
+    main()
