@@ -69,8 +69,8 @@ class BnSynthesis(Defense):
         tv_weight: weight of the total variation: the mean squared difference of neighbouring pixels.
         l2_weight: weight of the mean squared value (0 = mid-grey).
         lr: Adam's learning rate, for pixels in [-1, 1].
-        amp: let the teacher compute in bfloat16 while images are optimised (sums stay in float32): some twice as fast
-            on a GPU or a CPU with AMX, slow on a CPU without. The images are others than in float32.
+        amp: let the teacher compute in bfloat16 while it learns and while images are optimised (sums stay in float32):
+            some twice as fast on a GPU or a CPU with AMX, slow on a CPU without. The images are others than in float32.
     """
 
     partnered = False
@@ -156,7 +156,7 @@ class BnSynthesis(Defense):
             store = partial()
             kept = store.load("teacher")
             if kept is None:
-                train(teacher, private.pixels, private.labels, self.teacher_epochs, rng)
+                train(teacher, private.pixels, private.labels, self.teacher_epochs, rng, amp=self.amp)
                 store.save("teacher", {**teacher.state_dict(), _RNG: rng.get_state()})
             else:
                 rng.set_state(kept.pop(_RNG))

@@ -33,3 +33,6 @@ def test_cifar10_small_runs_on_the_real_images(tmp_path: Path) -> None:
     text = checked(suite)
     assert "49 cells" in text
     assert "not-applicable" not in text
+    ladder = suite.with_name("ladder.toml")
+    shutil.copy(SUITES / ladder.name, ladder)
+    assert "112 cells" in checked(ladder)
