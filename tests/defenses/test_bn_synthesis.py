@@ -319,8 +319,8 @@ def test_the_release_comes_nearer_to_the_class_statistics_than_noise(monkeypatch
     """Measured from outside: the teacher is caught, the statistics taken by hand."""
     private, nets = coloured([0, 1] * 12), []
 
-    def caught(net: nn.Module, *args: Any) -> None:
-        train(net, *args)
+    def caught(net: nn.Module, *args: Any, **named: Any) -> None:
+        train(net, *args, **named)
         nets.append(net)
 
     monkeypatch.setattr(bn_synthesis, "train", caught)
@@ -457,7 +457,7 @@ def test_a_killed_synthesis_goes_on_to_the_same_images(monkeypatch: pytest.Monke
             raise Kill
         return original(self, *args)
 
-    monkeypatch.setattr(bn_synthesis, "train", lambda *args: (trained.append(1), train(*args)))
+    monkeypatch.setattr(bn_synthesis, "train", lambda *args, **named: (trained.append(1), train(*args, **named)))
     with kept_in(tmp_path), monkeypatch.context() as patch:
         patch.setattr(BnSynthesis, "loss", killed)
         with pytest.raises(Kill):
@@ -487,7 +487,7 @@ def test_synthesis_reports_how_far_it_is(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_the_teachers_logits_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
     nets: list[nn.Module] = []
-    monkeypatch.setattr(bn_synthesis, "train", lambda net, *args: (nets.append(net), train(net, *args)))
+    monkeypatch.setattr(bn_synthesis, "train", lambda *args, **named: (nets.append(args[0]), train(*args, **named)))
     private = coloured([0, 1, 2, 0, 1, 2])
     defense = BnSynthesis(steps=5, teacher_epochs=3, labels="teacher", temperature=3.0)
     release = defense.protect(private, None, generator(0))
