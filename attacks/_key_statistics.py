@@ -6,26 +6,24 @@ are found by these. Values of which nothing can be said so (the low nibbles, alm
 each level of the others.
 """
 
-from typing import Any
-
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment, quadratic_assignment
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ppbench.attacks._key_map import KeyMap, Structure
+from ppbench.attacks._key_neighbours import by_neighbours
+from ppbench.attacks._key_order import correlations, matched_by
 from ppbench.blocks import symmetries
 
 MOST = 1 << 26  # values of a set of images that are looked at
 STRONG = 0.5  # correlation with some other value, below which a value is found by its means
-RESTARTS = {256: 16, 1024: 4}  # of a search, by the most values it may have
 _NEAR_ONE = 1 - 1e-6
 
 
 def guess(structure: Structure, released: Tensor, public: Tensor, rng: torch.Generator) -> tuple[KeyMap, float] | None:
     """Guess the key by which released levels `[N, blocks, values]` come to look like public ones `[M, blocks, values]`.
 
-    Blocks of more than a pixel are left where they are.
+    Blocks that all share one order of their values are left where they are.
 
     Args:
         structure: of the key.
@@ -34,31 +32,27 @@ def guess(structure: Structure, released: Tensor, public: Tensor, rng: torch.Gen
         rng: draws where searches start.
 
     Returns:
-        The map, and the correlation of the released values' correlations with those of the public ones that they are
+        The map, and how well the correlations of the released values agree with those of the public ones that they are
         taken for: near 1 for the right key and enough images. None where every block has a key of its own.
     """
     count, values = structure.blocks, structure.values
     most = max(2, MOST // (count * values))
     seen, plain = (levels[:most].float() - structure.top / 2 for levels in (released, public))
-    source, order, sign = torch.arange(count), torch.arange(values), torch.ones(values)
     if structure.inside == "shared":
         order, sign, fit = _inside(seen.flatten(0, 1), plain.flatten(0, 1), structure, rng)
-    elif structure.inside == "states" and structure.size == 1 and structure.moved and not structure.negated:
-        source, fit = _matched(_correlations(seen.mean(2)), _correlations(plain.mean(2)), rng)
-    else:
-        return None
-    return KeyMap(source, order.expand(count, -1), (sign < 0).expand(count, -1)), fit
+        return KeyMap(torch.arange(count), order.expand(count, -1), (sign < 0).expand(count, -1)), fit
+    return by_neighbours(structure, seen, plain, rng)
 
 
 def _inside(seen: Tensor, plain: Tensor, structure: Structure, rng: torch.Generator) -> tuple[Tensor, Tensor, float]:
     """Return the plain value that each released one is, its sign, and the fit of the correlations."""
-    theirs, ours = _correlations(seen), _correlations(plain)
+    theirs, ours = correlations(seen), correlations(plain)
     if not structure.negated:
-        order, fit = _matched(theirs, ours, rng)
+        order, fit = matched_by(theirs, ours, rng)
         order = _upright(order, structure, theirs, ours, (seen.mean(0), plain.mean(0)))
         return order, torch.ones(len(order)), fit
     theirs2, ours2 = theirs.square(), ours.square()
-    order, fit = _matched(theirs2, ours2, rng)
+    order, fit = matched_by(theirs2, ours2, rng)
     order = _upright(order, structure, theirs2, ours2, (seen.mean(0).abs(), plain.mean(0).abs()))
     strong = _strength(ours)[order] > STRONG
     sign = torch.ones(len(order))
@@ -72,28 +66,6 @@ def _inside(seen: Tensor, plain: Tensor, structure: Structure, rng: torch.Genera
     if len(weak) and len(known):
         order[weak], sign[weak] = _by_means(seen, plain, order, sign, known, weak, structure.top)
     return order, sign, fit
-
-
-def _correlations(values: Tensor) -> Tensor:
-    """Return the correlations `[n, n]` float64 of `[samples, n]`; 0 where a value never changes."""
-    centred = values - values.mean(0)
-    together = (centred.T @ centred).double()
-    scale = together.diagonal().clamp(min=1e-9).rsqrt()
-    return together * scale[:, None] * scale
-
-
-def _matched(theirs: Tensor, ours: Tensor, rng: torch.Generator) -> tuple[Tensor, float]:
-    """Return for each row of one symmetric matrix the row of the other by which they agree best, and how well."""
-    draws = np.random.default_rng(int(torch.randint(2**62, (), generator=rng)))
-    pair = theirs.numpy(), ours.numpy()
-    restarts = next((count for most, count in RESTARTS.items() if len(ours) <= most), 0)
-    options: list[Any] = [{"maximize": True, "rng": draws, "P0": start}
-                          for start in ["barycenter"] + ["randomized"] * restarts]
-    found = [quadratic_assignment(*pair, options=each) for each in options]
-    best = torch.from_numpy(max(found, key=lambda one: one.fun).col_ind)
-    off = ~torch.eye(len(theirs), dtype=torch.bool)
-    both = torch.stack([theirs[off], ours[best][:, best][off]])
-    return best, float(torch.corrcoef(both)[0, 1])
 
 
 def _upright(order: Tensor, structure: Structure, theirs: Tensor, ours: Tensor, means: tuple[Tensor, Tensor]) -> Tensor:

@@ -32,9 +32,10 @@ class KeyRecovery(Attack):
 
     The images for an oracle are drawn so that no two values of a block agree: the fewest that leave nothing open.
 
-    Without pairs, the correlations of values in a release under one key tell where they went (`_key_statistics`), as
-    far as all blocks are shuffled alike; the blocks are then put together by `jigsaw`, all images as one puzzle. A few
-    hundred images do not tell left from right: then all may come out mirrored.
+    Without pairs, the correlations of values in a release under one key tell where they went: inside blocks that are
+    all shuffled alike (`_key_statistics`; `jigsaw` then puts the blocks together, all images as one puzzle), or between
+    blocks in states of their own (`_key_neighbours`). A few hundred images hardly tell left from right: then all may
+    come out mirrored.
 
     A ViT that absorbed the key shows it to whoever has the plain weights that it started from (`_key_weights`).
 

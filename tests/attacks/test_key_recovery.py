@@ -11,8 +11,9 @@ from release_views import attacked, cifar, natural, view_of
 
 from ppbench.attacks._key_chosen import chosen
 from ppbench.attacks._key_map import KeyMap, Structure
+from ppbench.attacks._key_order import correlations, matched_by
 from ppbench.attacks._key_pairs import alike, matched, recover
-from ppbench.attacks._key_statistics import _correlations, _matched, _signs
+from ppbench.attacks._key_statistics import _signs
 from ppbench.attacks._key_structure import candidates, structure_of
 from ppbench.attacks.key_recovery import KeyRecovery
 from ppbench.data import Images
@@ -176,7 +177,7 @@ def test_what_depends_on_what_tells_an_order() -> None:
     rng = generator(0)
     values = torch.randn(4000, 12, generator=rng).cumsum(1)  # each depends most on its neighbours
     order = torch.randperm(12, generator=rng)
-    found, fit = _matched(_correlations(values[:2000][:, order]), _correlations(values[2000:]), rng)
+    found, fit = matched_by(correlations(values[:2000][:, order]), correlations(values[2000:]), rng)
     assert torch.equal(found, order)
     assert fit > 0.99
 
@@ -191,7 +192,9 @@ def test_without_pairs_or_public_images_nothing_is_decrypted() -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("params", "least"), [({}, 1.0), ({"preset": "le"}, 0.9), ({"negative": "shared"}, 0.99)])
+@pytest.mark.parametrize(("params", "least"), [
+    ({}, 1.0), ({"preset": "le"}, 0.9), ({"negative": "shared"}, 0.99), ({"preset": "etc"}, 1.0),
+    ({"preset": "pe"}, 1.0), ({"preset": "etc", "move": False}, 1.0), ({"pixels": "none"}, 1.0)])
 def test_many_images_under_one_key_give_it_away_without_any_pair(params: dict[str, Any], least: float) -> None:
     private, public = cifar(400, 1600)
     view = view_of(private, public, "block-scrambling", params, "global")

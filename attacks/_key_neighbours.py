@@ -1,0 +1,179 @@
+"""The states of blocks from the release alone: public images show how neighbouring blocks depend on one another.
+
+Every block is in one of few states (turned, negated, recoloured). Given the states of its neighbours, its own is the
+one in which its correlations with them are those of public images; from one block on, that tells all the others. Places
+are found first, by the correlations of the blocks' means, which a state changes in sign at most.
+"""
+
+from dataclasses import dataclass
+from itertools import permutations, product
+
+import torch
+from torch import Tensor
+
+from ppbench.attacks._key_map import KeyMap, Structure
+from ppbench.attacks._key_order import correlations, matched_by
+from ppbench.blocks import symmetries
+
+STARTS = 12  # states of the first block that are followed to the end
+ALIKE = 0.02  # relative difference of agreements that says nothing
+FEW = 3  # values of a block of which all signed orders are tried
+_FIRST = 9  # blocks by which states to start from are compared
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """Correlations of released and of public values, block by block.
+
+    Attributes:
+        theirs: `[blocks, blocks, values, values]` of the released images.
+        ours: the same of public ones.
+        orders: `[S, values]` the value that each place takes, in every state.
+        signs: `[S, values]` 1, or -1 where it takes the negative.
+        grid: rows and columns of blocks.
+    """
+
+    theirs: Tensor
+    ours: Tensor
+    orders: Tensor
+    signs: Tensor
+    grid: tuple[int, int]
+
+    def moved(self, source: Tensor) -> "Puzzle":
+        """Return the puzzle with released block b in the place of plain block `source[b]`."""
+        back = source.argsort()
+        return Puzzle(self.theirs[back][:, back], self.ours, self.orders, self.signs, self.grid)
+
+    def near(self, block: int) -> list[int]:
+        """List the blocks around a block."""
+        rows, columns = self.grid
+        y, x = divmod(block, columns)
+        around = product(range(max(0, y - 1), min(rows, y + 2)), range(max(0, x - 1), min(columns, x + 2)))
+        return [a * columns + b for a, b in around if (a, b) != (y, x)]
+
+    def agreement(self, block: int, others: list[int], state: Tensor) -> Tensor:
+        """Return how well a block agrees with others, whose states are known, in each state `[S]`."""
+        back = self.orders.argsort(1)[state[others]]
+        theirs = self.theirs[block, others].gather(2, back[:, None].expand(-1, self.orders.shape[1], -1))
+        theirs = theirs * self.signs[state[others]].gather(1, back)[:, None]  # as if the others were plain
+        together = torch.einsum("nij,nkj->ik", theirs, self.ours[block, others])
+        return (together[torch.arange(len(together)), self.orders] * self.signs).sum(1)
+
+
+def by_neighbours(structure: Structure, seen: Tensor, plain: Tensor, rng: torch.Generator,
+                  ) -> tuple[KeyMap, float] | None:
+    """Guess the key of a cipher whose blocks are in states of their own.
+
+    Args:
+        structure: of the key.
+        seen: released levels `[N, blocks, values]` around 0.
+        plain: public levels `[M, blocks, values]` around 0.
+        rng: draws where searches start.
+
+    Returns:
+        The map, and the share of the public images' own agreement that it reaches; None where states are too many.
+    """
+    states = _states(structure)
+    if states is None or structure.size is None:
+        return None
+    count, values = structure.blocks, structure.values
+    _, height, width = structure.image
+    theirs, ours = (correlations(part.flatten(1)).reshape(count, values, count, values).transpose(1, 2).contiguous()
+                    for part in (seen, plain))
+    puzzle = Puzzle(theirs, ours, *states, (height // structure.size, width // structure.size))
+    most = sum(float((ours[b, o] ** 2).sum()) for b in range(count) for o in puzzle.near(b))
+    found: list[tuple[float, float, Tensor]] = []
+    for source in _arrangements(structure, puzzle.grid, seen, plain, rng):
+        means = torch.empty_like(seen[0]).scatter(0, source[:, None].expand(-1, values), seen.mean(0)), plain.mean(0)
+        state, reached, far = _solved(puzzle.moved(source), means)
+        found.append((reached / most, far, torch.stack([source, state])))
+    reached, _, both = best(found)
+    source, state = both
+    mine = state[source]
+    return KeyMap(source, states[0][mine], states[1][mine] < 0), reached
+
+
+def _states(structure: Structure) -> tuple[Tensor, Tensor] | None:
+    """Return orders and signs `[S, values]` of all states of a block; None = there are too many."""
+    values = structure.values
+    if structure.inside == "states" and structure.states is not None:
+        orders, signs = structure.states, torch.ones(len(structure.states), values, dtype=torch.float64)
+        return (torch.cat([orders, orders]), torch.cat([signs, -signs])) if structure.negated else (orders, signs)
+    if structure.inside == "own" and not structure.moved and values <= FEW:
+        every = list(product(permutations(range(values)), product((1.0, -1.0), repeat=values)))
+        return (torch.tensor([order for order, _ in every]),
+                torch.tensor([sign for _, sign in every], dtype=torch.float64))
+    return None
+
+
+def _arrangements(structure: Structure, grid: tuple[int, int], seen: Tensor, plain: Tensor, rng: torch.Generator,
+                  ) -> list[Tensor]:
+    """List where the blocks may have come from: as their means go together, and the same turned and mirrored."""
+    if not structure.moved:
+        return [torch.arange(structure.blocks)]
+    theirs, ours = (correlations(part.mean(2)) for part in (seen, plain))
+    source, _ = matched_by(theirs.abs(), ours.abs(), rng) if structure.negated else matched_by(theirs, ours, rng)
+    places = symmetries(grid[0]) if grid[0] == grid[1] else \
+        torch.stack([torch.arange(structure.blocks).reshape(grid).flip(axes).flatten()
+                     for axes in ((), (0,), (1,), (0, 1))])
+    return [way[source] for way in places]
+
+
+def _solved(puzzle: Puzzle, means: tuple[Tensor, Tensor]) -> tuple[Tensor, float, float]:
+    """Return the states `[blocks]`, their agreement, and how far the decoded means lie from the public ones.
+
+    What is the same for all blocks (colours exchanged, all negated) hardly changes the agreement; the means tell.
+    """
+    path = _path(puzzle)
+    starts = range(len(puzzle.orders))
+    short = [_follow(puzzle, path[:_FIRST], start) for start in starts]
+    leading = sorted(starts, key=lambda start: -_total(puzzle, path[:_FIRST], short[start]))[:STARTS]
+    found = []
+    for start in leading:
+        state = _follow(puzzle, path, start)
+        for block in path:  # once more, now that all neighbours are known
+            state[block] = puzzle.agreement(block, puzzle.near(block), state).argmax()
+        found.append((_total(puzzle, path, state), _distance(puzzle, state, means), state))
+    reached, far, state = best(found)
+    return state, reached, far
+
+
+def best(found: list[tuple[float, float, Tensor]]) -> tuple[float, float, Tensor]:
+    """Return what is nearest in its means among those that agree as well as any: (agreement, distance, anything)."""
+    top = max(one[0] for one in found)
+    return min((one for one in found if one[0] >= top - ALIKE * abs(top)), key=lambda one: one[1])
+
+
+def _path(puzzle: Puzzle) -> list[int]:
+    """List the blocks from the middle outwards, each a neighbour of one before."""
+    rows, columns = puzzle.grid
+    path = [rows // 2 * columns + columns // 2]
+    for block in path:
+        path += [other for other in puzzle.near(block) if other not in path]
+    return path
+
+
+def _follow(puzzle: Puzzle, path: list[int], start: int) -> Tensor:
+    """Return the states `[blocks]` that follow, block by block, from that of the first."""
+    state = torch.full((puzzle.grid[0] * puzzle.grid[1],), start)
+    known = {path[0]}
+    for block in path[1:]:
+        state[block] = puzzle.agreement(block, [o for o in puzzle.near(block) if o in known], state).argmax()
+        known.add(block)
+    return state
+
+
+def _total(puzzle: Puzzle, path: list[int], state: Tensor) -> float:
+    """Return how well blocks agree with those of their neighbours that are on the path."""
+    some, total = set(path), 0.0
+    for block in path:
+        others = [other for other in puzzle.near(block) if other in some]
+        total += float(puzzle.agreement(block, others, state)[state[block]]) if others else 0.0
+    return total
+
+
+def _distance(puzzle: Puzzle, state: Tensor, means: tuple[Tensor, Tensor]) -> float:
+    """Return the mean squared difference of decoded and public means."""
+    back = puzzle.orders.argsort(1)[state]
+    decoded = (means[0] * puzzle.signs[state]).gather(1, back)
+    return float((decoded - means[1]).square().mean())
