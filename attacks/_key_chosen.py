@@ -11,13 +11,13 @@ MOST = 16  # images
 TRIES = 8  # draws of as many images
 
 
-def chosen(structure: Structure) -> Tensor:
-    """Return the fewest images `[q, C, H, W]` from which any key of a structure can be read without doubt.
+def chosen(structure: Structure, most: int = MOST) -> Tensor:
+    """Return a few images `[q, C, H, W]` from which any key of a structure can be read without doubt.
 
     They are drawn at random, but so that the values of one block have signatures of their own, negatives taken for the
-    same, as far as so many images have room for them.
+    same, as far as so many images have room for them. Where `most` images are too few, as many tell what they can.
     """
-    for count in range(1, MOST + 1):
+    for count in range(1, most + 1):
         for seed in range(TRIES):
             levels = drawn(structure, count, generator(seed))
             if recover(structure, levels, levels).sure == 1:
@@ -35,7 +35,11 @@ def drawn(structure: Structure, count: int, rng: torch.Generator) -> Tensor:
     room = base**count // 2
     if room < structure.values or room > _FEW:  # no room, or so much that two draws hardly ever agree
         return torch.randint(base, (count, *shape), generator=rng)
-    codes = torch.rand(structure.blocks, room, generator=rng).argsort(1)[:, :structure.values]
+    if structure.blocks > room:  # blocks differ by what they choose
+        codes = torch.rand(structure.blocks, room, generator=rng).argsort(1)[:, :structure.values]
+    else:  # by the stretch of one order that they take, each from a start of its own
+        every, starts = (torch.randperm(room, generator=rng) for _ in range(2))
+        codes = every[(starts[:structure.blocks, None] + torch.arange(structure.values)) % room]
     return torch.stack([codes // base**digit % base for digit in range(count)])
 
 

@@ -17,6 +17,7 @@ from ppbench.blocks import symmetries
 
 STARTS = 12  # states of the first block that are followed to the end
 ALIKE = 0.02  # relative difference of agreements that says nothing
+LARGEST = 8192  # values of an image, whose correlations take their number squared
 FEW = 3  # values of a block of which all signed orders are tried
 _FIRST = 9  # blocks by which states to start from are compared
 
@@ -74,7 +75,7 @@ def by_neighbours(structure: Structure, seen: Tensor, plain: Tensor, rng: torch.
         The map, and the share of the public images' own agreement that it reaches; None where states are too many.
     """
     states = _states(structure)
-    if states is None or structure.size is None:
+    if states is None or structure.size is None or structure.blocks * structure.values > LARGEST:
         return None
     count, values = structure.blocks, structure.values
     _, height, width = structure.image
@@ -86,7 +87,9 @@ def by_neighbours(structure: Structure, seen: Tensor, plain: Tensor, rng: torch.
     for source in _arrangements(structure, puzzle.grid, seen, plain, rng):
         means = torch.empty_like(seen[0]).scatter(0, source[:, None].expand(-1, values), seen.mean(0)), plain.mean(0)
         state, reached, far = _solved(puzzle.moved(source), means)
-        found.append((reached / most, far, torch.stack([source, state])))
+        found.append((reached / max(most, 1e-9), far, torch.stack([source, state])))
+    if not found:
+        return None
     reached, _, both = best(found)
     source, state = both
     mine = state[source]
@@ -112,7 +115,10 @@ def _arrangements(structure: Structure, grid: tuple[int, int], seen: Tensor, pla
     if not structure.moved:
         return [torch.arange(structure.blocks)]
     theirs, ours = (correlations(part.mean(2)) for part in (seen, plain))
-    source, _ = matched_by(theirs.abs(), ours.abs(), rng) if structure.negated else matched_by(theirs, ours, rng)
+    found = matched_by(theirs.abs(), ours.abs(), rng) if structure.negated else matched_by(theirs, ours, rng)
+    if found is None:
+        return []
+    source, _ = found
     places = symmetries(grid[0]) if grid[0] == grid[1] else \
         torch.stack([torch.arange(structure.blocks).reshape(grid).flip(axes).flatten()
                      for axes in ((), (0,), (1,), (0, 1))])

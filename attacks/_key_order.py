@@ -7,6 +7,7 @@ import torch
 from scipy.optimize import quadratic_assignment
 from torch import Tensor
 
+LARGEST = 2048  # values among which an order is looked for
 RESTARTS = {256: 16, 1024: 4}  # of a search, by the most values it may have
 
 
@@ -18,8 +19,14 @@ def correlations(values: Tensor) -> Tensor:
     return together * scale[:, None] * scale
 
 
-def matched_by(theirs: Tensor, ours: Tensor, rng: torch.Generator) -> tuple[Tensor, float]:
-    """Return for each row of one symmetric matrix the row of the other by which they agree best, and how well."""
+def matched_by(theirs: Tensor, ours: Tensor, rng: torch.Generator) -> tuple[Tensor, float] | None:
+    """Return for each row of one symmetric matrix the row of the other by which they agree best, and how well.
+
+    None where they are larger than `LARGEST`, or nothing in one of them varies.
+    """
+    off = ~torch.eye(len(theirs), dtype=torch.bool)
+    if len(theirs) > LARGEST or any(part[off].unique().numel() < 2 for part in (theirs, ours)):
+        return None
     draws = np.random.default_rng(int(torch.randint(2**62, (), generator=rng)))
     pair = theirs.numpy(), ours.numpy()
     restarts = next((count for most, count in RESTARTS.items() if len(ours) <= most), 0)
@@ -27,6 +34,5 @@ def matched_by(theirs: Tensor, ours: Tensor, rng: torch.Generator) -> tuple[Tens
                           for start in ["barycenter"] + ["randomized"] * restarts]
     found = [quadratic_assignment(*pair, options=each) for each in options]
     best = torch.from_numpy(max(found, key=lambda one: one.fun).col_ind)
-    off = ~torch.eye(len(theirs), dtype=torch.bool)
     both = torch.stack([theirs[off], ours[best][:, best][off]])
     return best, float(torch.corrcoef(both)[0, 1])

@@ -22,8 +22,9 @@ class Recovered:
 
     Attributes:
         key: the map; one of those that agree with the pairs.
-        right: share of the pairs' values that the map encrypts right, in [0, 1].
-        doubtful: `[blocks, values]` bool: plain values that could as well have gone where others went.
+        right: share of the values that the map encrypts right in all pairs, in [0, 1].
+        doubtful: `[blocks, values]` bool: plain values that could as well have gone where others went, or that the map
+            encrypts wrongly.
         content: `[blocks]` int64: equal for plain blocks that the pairs do not tell from one another.
         ours: `[blocks or 1, values]` int64: hashed signatures of the plain values (one row: over all blocks); or
             `[blocks, states]`: of the plain blocks in all their states.
@@ -51,8 +52,10 @@ def recover(structure: Structure, plain: Tensor, released: Tensor) -> Recovered:
     before, after = (2 * levels - structure.top for levels in (plain, released))
     by = {"states": _by_states, "own": _by_blocks, "shared": _by_columns}[structure.inside]
     found = by(structure, before, after)
-    right = (found.key.encrypt(plain, structure.top) == released).double().mean().item()
-    return replace(found, right=right)
+    wrong = (found.key.encrypt(plain, structure.top) != released).any(0)
+    there = found.doubtful.new_zeros(wrong.shape).scatter(1, found.key.order, wrong)  # by the place in the plain block
+    doubtful = found.doubtful | torch.empty_like(there).scatter(0, found.key.source[:, None].expand_as(there), there)
+    return replace(found, right=1 - wrong.double().mean().item(), doubtful=doubtful)
 
 
 def _by_states(structure: Structure, before: Tensor, after: Tensor) -> Recovered:
@@ -106,8 +109,10 @@ def _by_columns(structure: Structure, before: Tensor, after: Tensor) -> Recovere
         if not structure.moved or len(known) in (0, blocks):
             break
         moved = torch.where(negative, -before[:, :, order], before[:, :, order])
-        closer = _contents_in_place(moved)
-        source = matched(closer, _contents_in_place(after))
+        closer, wanted = _contents_in_place(moved), _contents_in_place(after)
+        if not torch.equal(closer.sort().values, wanted.sort().values):  # some of the places are guessed wrongly
+            break
+        source = matched(closer, wanted)
         if alike(closer).sum() == alike(content).sum():
             break
         content = closer

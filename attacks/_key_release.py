@@ -71,7 +71,6 @@ def _fits(structure: Structure, found: Recovered, seen: Tensor, expected: Tensor
     Returns:
         Their product less half the square of what is expected, `[p, q]`; and the state, `[p, q]`.
     """
-    together = torch.einsum("npv,nqw->pqvw", seen, expected)
     if structure.inside == "shared":
         signs = torch.where(found.key.negative[:1], -1.0, 1.0)
         orders, allowed = found.key.order[:1], torch.ones(len(places), len(plain), 1, dtype=torch.bool)
@@ -82,8 +81,8 @@ def _fits(structure: Structure, found: Recovered, seen: Tensor, expected: Tensor
         if structure.negated:
             orders, signs = torch.cat([orders, orders]), torch.cat([signs, -signs])
         allowed = found.ours[plain][None] == found.theirs[places][:, None]
-    values = torch.arange(orders.shape[1])
-    product = (together[:, :, values, orders] * signs).sum(3)  # [p, q, states]
+    product = torch.stack([torch.einsum("npv,nqv->pq", seen * sign, expected[..., order])
+                           for order, sign in zip(orders, signs.expand_as(orders), strict=True)], 2)
     best = product.masked_fill(~allowed, -torch.inf).max(2)
     return best.values - expected.square().sum((0, 2)) / 2, best.indices
 

@@ -15,7 +15,7 @@ from ppbench.attacks._key_neighbours import by_neighbours
 from ppbench.attacks._key_order import correlations, matched_by
 from ppbench.blocks import symmetries
 
-MOST = 1 << 26  # values of a set of images that are looked at
+MOST = 1 << 25  # values of a set of images that are looked at
 STRONG = 0.5  # correlation with some other value, below which a value is found by its means
 _NEAR_ONE = 1 - 1e-6
 
@@ -39,33 +39,43 @@ def guess(structure: Structure, released: Tensor, public: Tensor, rng: torch.Gen
     most = max(2, MOST // (count * values))
     seen, plain = (levels[:most].float() - structure.top / 2 for levels in (released, public))
     if structure.inside == "shared":
-        order, sign, fit = _inside(seen.flatten(0, 1), plain.flatten(0, 1), structure, rng)
+        found = _inside(seen.flatten(0, 1), plain.flatten(0, 1), structure, rng)
+        if found is None:
+            return None
+        order, sign, fit = found
         return KeyMap(torch.arange(count), order.expand(count, -1), (sign < 0).expand(count, -1)), fit
     return by_neighbours(structure, seen, plain, rng)
 
 
-def _inside(seen: Tensor, plain: Tensor, structure: Structure, rng: torch.Generator) -> tuple[Tensor, Tensor, float]:
-    """Return the plain value that each released one is, its sign, and the fit of the correlations."""
+def _inside(seen: Tensor, plain: Tensor, structure: Structure, rng: torch.Generator,
+            ) -> tuple[Tensor, Tensor, float] | None:
+    """Return the plain value that each released one is, its sign, and the fit; None = nothing tells."""
     theirs, ours = correlations(seen), correlations(plain)
     if not structure.negated:
-        order, fit = matched_by(theirs, ours, rng)
-        order = _upright(order, structure, theirs, ours, (seen.mean(0), plain.mean(0)))
-        return order, torch.ones(len(order)), fit
+        found = matched_by(theirs, ours, rng)
+        if found is None:
+            return None
+        order = _upright(found[0], structure, theirs, ours, (seen.mean(0), plain.mean(0)))
+        return order, torch.ones(len(order)), found[1]
     theirs2, ours2 = theirs.square(), ours.square()
-    order, fit = matched_by(theirs2, ours2, rng)
-    order = _upright(order, structure, theirs2, ours2, (seen.mean(0).abs(), plain.mean(0).abs()))
+    found = matched_by(theirs2, ours2, rng)
+    if found is None:
+        return None
+    order = _upright(found[0], structure, theirs2, ours2, (seen.mean(0).abs(), plain.mean(0).abs()))
     strong = _strength(ours)[order] > STRONG
     sign = torch.ones(len(order))
     known = strong.nonzero()[:, 0]
+    if len(known) == 0:
+        return None
     sign[known] = _signs(theirs[known][:, known] * ours[order[known]][:, order[known]])
     levels = structure.top + 1
     if _unlike(seen[:, known] * sign[known], plain[:, order[known]], levels) > \
             _unlike(seen[:, known] * -sign[known], plain[:, order[known]], levels):
         sign[known] *= -1
     weak = (~strong).nonzero()[:, 0]
-    if len(weak) and len(known):
+    if len(weak):
         order[weak], sign[weak] = _by_means(seen, plain, order, sign, known, weak, structure.top)
-    return order, sign, fit
+    return order, sign, found[1]
 
 
 def _upright(order: Tensor, structure: Structure, theirs: Tensor, ours: Tensor, means: tuple[Tensor, Tensor]) -> Tensor:
@@ -74,7 +84,7 @@ def _upright(order: Tensor, structure: Structure, theirs: Tensor, ours: Tensor, 
     They are compared on Fisher's scale, on which all err alike; the values' means count as much.
     """
     size = structure.size or 1
-    if size == 1 or structure.values % size**2:
+    if size == 1:
         return order
     turned = symmetries(size)[:, order % size**2] + order // size**2 * size**2
     scales = [torch.atanh(part.clamp(-_NEAR_ONE, _NEAR_ONE)) for part in (theirs, ours)]

@@ -51,7 +51,7 @@ def candidates(pieces: Pieces | None, image: Shape) -> Iterator[Structure]:
 
     A defense without blocks may still treat every pixel on its own, or permute pixels or values all over the image.
     """
-    if pieces is not None:
+    if pieces is not None and pieces.size > 0 and not (image[1] % pieces.size or image[2] % pieces.size):
         yield from _of_pieces(pieces, image)
     for nibbles in (False, True):
         if not nibbles:
@@ -79,5 +79,7 @@ def _states(channels: int, size: int, turned: bool, recoloured: bool) -> Tensor:
     """List the states of a block `[S, channels * size**2]`: the value that each place takes."""
     turns = symmetries(size) if turned else _same(size**2)
     colours = list(permutations(range(channels))) if recoloured else [tuple(range(channels))]
-    return torch.stack([torch.cat([size**2 * colour + places for colour in order])
-                        for places, order in product(turns, colours)])
+    every = torch.stack([torch.cat([size**2 * colour + places for colour in order])
+                         for places, order in product(turns, colours)])
+    found: Tensor = every.unique(dim=0)  # sorted, so that what changes nothing is the first
+    return found

@@ -4,6 +4,7 @@ The key has rearranged the columns of the patch projection and the rows of the p
 them by little, so that each is still nearest to the one it came from.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +16,7 @@ from ppbench.model import Model
 from ppbench.vit.positionwise import split_kernel
 from ppbench.vit.shape import KERNEL, POSITIONS, vit_shape
 
-LEAST = 0.5  # mean cosine of what is taken for the same; columns of another start match at random, to some 0.2
+LEAST = 0.5  # mean cosine of what is taken for the same, in wide ViTs
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def from_weights(structure: Structure, model: Model, start: Model) -> Absorbed |
         start: the plain one that it was made from.
 
     Returns:
-        The key; None where this is no such ViT, its patches divide blocks that move, or too little is alike.
+        The key; None where this is no such ViT, it absorbed no key, its patches divide blocks that move, or too little
+        is alike: of vectors of D numbers, chance makes the best of m alike to some sqrt(2 ln(m) / D).
     """
     patch = _patch(structure, start)
     before, after = start.state or {}, model.state or {}
@@ -50,16 +52,23 @@ def from_weights(structure: Structure, model: Model, start: Model) -> Absorbed |
         return None
     blocks = replace(structure, size=patch, inside="own", states=None)
     plain = split_kernel(before[KERNEL]) if structure.nibbles else before[KERNEL]
-    kernels = after[KERNEL].reshape(-1, len(plain), blocks.values).transpose(1, 2)  # one, or one a place
-    if len(kernels) not in (1, blocks.blocks):
+    kernel = after[KERNEL]
+    if kernel.numel() not in (plain.numel(), blocks.blocks * plain.numel()) or not kernel.isfinite().all():
         return None
+    kernels = kernel.reshape(-1, len(plain), blocks.values).transpose(1, 2)  # one, or one a place
     source = torch.arange(blocks.blocks)
-    if structure.moved and POSITIONS in before and POSITIONS in after:
+    if structure.moved:
+        if POSITIONS not in before or POSITIONS not in after or not after[POSITIONS].isfinite().all():
+            return None
         source, _, _ = _nearest(after[POSITIONS][0, -blocks.blocks:], before[POSITIONS][0, -blocks.blocks:])
     found = [_nearest(kernel, plain.flatten(1).T, signed=True) for kernel in kernels]
     order, negative, cosine = (torch.stack(part) for part in zip(*found, strict=True))
     shape, fit = (blocks.blocks, blocks.values), float(cosine.mean())
-    return Absorbed(blocks, KeyMap(source, order.expand(shape), negative.expand(shape)), fit) if fit >= LEAST else None
+    chance = (2 * math.log(blocks.values) / len(plain)) ** 0.5
+    rearranged = bool((order != torch.arange(blocks.values)).any() or negative.any() or source.diff().ne(1).any())
+    if fit < max(LEAST, chance) or not rearranged:
+        return None
+    return Absorbed(blocks, KeyMap(source, order.expand(shape), negative.expand(shape)), fit)
 
 
 def _patch(structure: Structure, start: Model) -> int | None:
@@ -68,6 +77,8 @@ def _patch(structure: Structure, start: Model) -> int | None:
     if vit is None or vit.image != structure.image or structure.size is None or vit.patch[0] != vit.patch[1]:
         return None
     side = vit.patch[0]
+    if structure.image[1] % side or structure.image[2] % side:
+        return None
     fits = side == structure.size or (side % structure.size == 0 and not structure.moved)
     return side if fits else None
 

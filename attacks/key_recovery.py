@@ -10,8 +10,8 @@ from ppbench.attack import Attack, Priors, Reconstruction
 from ppbench.attacks._key_chosen import chosen
 from ppbench.attacks._key_map import KeyMap, Structure
 from ppbench.attacks._key_pairs import Recovered, recover
-from ppbench.attacks._key_release import settled
-from ppbench.attacks._key_statistics import guess
+from ppbench.attacks._key_release import IMAGES, settled
+from ppbench.attacks._key_statistics import MOST, guess
 from ppbench.attacks._key_structure import structure_of
 from ppbench.attacks._key_weights import from_weights
 from ppbench.attacks.jigsaw import Jigsaw
@@ -28,9 +28,10 @@ class KeyRecovery(Attack):
     value a signature, its levels in all of them, and equal signatures belong together (known-plaintext attacks on
     permutation ciphers: Li, Li, Chen, Bourbakis & Lo 2008, "A general quantitative cryptanalysis of permutation-only
     multimedia ciphers against plaintext attacks"). Blocks are found by what they hold, then the values inside them.
-    What the pairs leave open, such as flat blocks, is chosen so that the released images become smooth.
+    What the pairs leave open, such as flat blocks, is chosen so that the released images become smooth; places of
+    blocks that are each shuffled their own way excepted.
 
-    The images for an oracle are drawn so that no two values of a block agree: the fewest that leave nothing open.
+    The images for an oracle are drawn so that no two values of a block agree, in as few as that takes.
 
     Without pairs, the correlations of values in a release under one key tell where they went: inside blocks that are
     all shuffled alike (`_key_statistics`; `jigsaw` then puts the blocks together, all images as one puzzle), or between
@@ -58,7 +59,7 @@ class KeyRecovery(Attack):
         structure = _readable(view)
         if structure is None:
             return torch.empty(0, *view.image_shape)
-        return chosen(structure).repeat_interleave(view.algorithm.clients, 0)
+        return _chosen(view, structure).repeat_interleave(view.algorithm.clients, 0)
 
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
         """Decrypt the targets with the keys that were found; images of other keys are returned as released."""
@@ -78,7 +79,8 @@ class KeyRecovery(Attack):
     def _key(self, view: View, structure: Structure, client: int, theirs: Tensor, rng: torch.Generator,
              ) -> tuple[Structure, KeyMap | None, str]:
         """Return a client's key, as far as it can be found, its structure, and what speaks for it."""
-        released = structure.levels(view.release.images[theirs])
+        most = max(IMAGES, MOST // (structure.blocks * structure.values))
+        released = structure.levels(view.release.images[theirs.nonzero()[:most, 0]])
         pairs = [*_known(view, client), *_asked(view, structure, client)]
         if pairs:
             plain, made = (structure.levels(torch.cat(part)) for part in zip(*pairs, strict=True))
@@ -94,7 +96,7 @@ class KeyRecovery(Attack):
             return structure, None, "as released: no pairs"
         guessed = guess(structure, released, structure.levels(view.public.pixels), rng)
         if guessed is None:
-            return structure, None, "as released: no pairs, and every block is changed its own way"
+            return structure, None, "as released: no pairs, and the statistics of the release do not tell the key"
         key, fit = guessed
         if structure.moved and structure.inside == "shared":
             key = _assembled(structure, key, released, rng)
@@ -103,13 +105,19 @@ class KeyRecovery(Attack):
 
 def _readable(view: View) -> Structure | None:
     """Return the structure of a key that pairs can tell; None = there is none."""
-    if view.algorithm.key_scope not in ("global", "client"):
+    if view.algorithm.key_scope not in ("global", "client") or not _senders_known(view):
         return None
     return structure_of(view.algorithm, view.image_shape)
 
 
+def _senders_known(view: View) -> bool:
+    return view.algorithm.clients == 1 or "images" not in view.granted or view.release.clients is not None
+
+
 def _why_not(view: View) -> str:
     scope = view.algorithm.key_scope
+    if scope in ("global", "client") and not _senders_known(view):
+        return "as released: several clients, and nothing says who sent what"
     if scope == "image":
         return "as released: every image has a key of its own"
     return "as released: no key" if scope is None else "as released: the defense does more than move whole values"
@@ -136,7 +144,13 @@ def _known(view: View, client: int) -> Iterator[tuple[Tensor, Tensor]]:
 def _asked(view: View, structure: Structure, client: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the chosen images and a client's answers, where there is an oracle."""
     if "oracle" in view.granted and len(view.answers):
-        yield chosen(structure), view.answers[client::view.algorithm.clients]
+        yield _chosen(view, structure), view.answers[client::view.algorithm.clients]
+
+
+def _chosen(view: View, structure: Structure) -> Tensor:
+    """Return the images that each client is asked for."""
+    each = view.n_queries // view.algorithm.clients
+    return chosen(structure, each) if each else torch.empty(0, *view.image_shape)
 
 
 def _assembled(structure: Structure, key: KeyMap, released: Tensor, rng: torch.Generator) -> KeyMap:

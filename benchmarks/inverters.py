@@ -1,4 +1,4 @@
-"""How much of protected images comes back: keys first; learned and generative attacks beside them.
+"""How much of protected images comes back: what it takes to find the key of a block cipher.
 
     python benchmarks/inverters.py [--quick] [--json FILE]
 

@@ -17,7 +17,7 @@ class Moments(NamedTuple):
 
 
 class RawMoments(NamedTuple):
-    """First and second moment, E[x] and E[x^2], `[N, channels]` of one layer's input in each image."""
+    """First and second moment, E[x] and E[x^2], `[N, channels]` of one layer's input in each image, or their sums."""
 
     first: Tensor
     second: Tensor
@@ -102,7 +102,7 @@ def group_statistics(net: nn.Module, images: Tensor, group: Tensor, groups: int,
     Args:
         net: in eval mode, so that an image's activations do not depend on its neighbours.
         images: `[N, C, H, W]` in [0, 1].
-        group: `[N]` int64, the group of each image.
+        group: `[N]` int64, the group of each image; every group must have one.
         groups: their number.
         chunk: images in one forward pass; it changes memory, not the result.
     """

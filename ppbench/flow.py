@@ -227,7 +227,7 @@ class Flow:
         threat, attack = cell.threat, cell.attack.refs[0]
         inputs = {"split": await self.split(cell.dataset, cell.seed), "keys": await self.keys(cell),
                   "release": await self.release(cell)}
-        if cell.victim.weights:  # whoever can name them, has them
+        if cell.victim.weights and threat.grants & {"model", "gradients"}:  # whoever can name them, has them
             inputs["published"] = await self.plain_start(cell)
         if cell.attack.trains:  # the model that is handed out is the one trained under the attack's hand
             inputs["victim"] = await self.victim(cell, attack)

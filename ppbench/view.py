@@ -84,15 +84,16 @@ class Sealed:
     start: Model | None = None
     update: Update | None = None
     keys: Keys | None = None
+    n_queries: int = 0
 
 
 PARTS: dict[str, tuple[str, ...]] = {
     "images": ("release", "target_rows"),
     "labels": ("labels",),
     "public": ("public",),
-    "algorithm": ("algorithm", "start"),
+    "algorithm": ("algorithm",),
     "pairs": ("pairs",),
-    "model": ("model",),
+    "model": ("model", "start"),
     "gradients": ("update",),
     "oracle": ("answers",),
     "training": (),
@@ -108,6 +109,7 @@ class View:
         image_shape: (C, H, W) of the private images.
         released_shape: (c, h, w) of the released ones.
         n_targets: how many private images are to be reconstructed.
+        n_queries: how many images the oracle protects, where there is one.
         classes: number of classes.
     """
 
@@ -117,6 +119,7 @@ class View:
         self.image_shape: Shape = sealed.image_shape
         self.released_shape: Shape = sealed.released_shape
         self.n_targets = sealed.n_targets
+        self.n_queries = sealed.n_queries
         self.classes = sealed.classes
 
     def _get(self, capability: Capability, value: T | None) -> T:
@@ -161,12 +164,13 @@ class View:
 
     @property
     def start(self) -> Model | None:
-        """The plain victim with the published weights that its training starts from (capability `algorithm`).
+        """The plain victim with the published weights that its training starts from (capability `model`).
 
-        None = it starts from weights that nobody published.
+        A classifier of other classes than the published one is the victim's own. None = it starts from weights that
+        nobody published.
         """
-        if "algorithm" not in self.granted:
-            raise NotGranted("the threat model does not grant 'algorithm': name it in `requires`")
+        if "model" not in self.granted:
+            raise NotGranted("the threat model does not grant 'model': name it in `requires`")
         return self.sealed.start
 
     @property

@@ -12,7 +12,7 @@ from ppbench.describe import describe_threats
 from ppbench.threat import CAPABILITIES, NAMED, SETTINGS, ThreatModel, derived, grant
 from ppbench.view import PARTS, Sealed, View
 
-OPEN = {"granted", "image_shape", "released_shape", "n_targets", "classes"}  # known to everyone
+OPEN = {"granted", "image_shape", "released_shape", "n_targets", "classes", "n_queries"}  # known to everyone
 every_threat = pytest.mark.parametrize("threat", NAMED.values(), ids=NAMED)
 
 

@@ -15,7 +15,7 @@ from ppbench.view import PARTS, Sealed, View, quantised
 
 PROPERTIES = {"release": "images", "target_rows": "images", "images": "images", "has_partner": "images",
               "labels": "labels", "public": "public", "algorithm": "algorithm", "pairs": "pairs", "answers": "oracle",
-              "model": "model", "start": "algorithm", "update": "gradients", "keys": "key"}
+              "model": "model", "start": "model", "update": "gradients", "keys": "key"}
 
 
 def test_every_property_is_guarded_by_a_capability() -> None:
@@ -43,7 +43,7 @@ def test_a_granted_part_that_is_not_there_raises_too(name: str, capability: str)
 
 def test_a_defense_without_key_has_keys_none_and_private_weights_are_none() -> None:
     assert View(Sealed(frozenset({"key"}), (3, 8, 8), (3, 4, 4), 4, 3)).keys is None
-    assert View(Sealed(frozenset({"algorithm"}), (3, 8, 8), (3, 4, 4), 4, 3)).start is None
+    assert View(Sealed(frozenset({"model"}), (3, 8, 8), (3, 4, 4), 4, 3)).start is None
 
 
 def test_images_are_the_targets_rows_of_the_release() -> None:

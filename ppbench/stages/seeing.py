@@ -52,10 +52,12 @@ def make_answers(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -
     Raises:
         NotApplicable: the defense releases no image for an image.
     """
+    pixels, keys = inputs.load(Table, "queries").values["queries"], inputs.load(Keyring, "keys")
+    if not len(pixels):
+        return Made(Table({"answers": pixels}))
     if not defense_of(params).partnered:
         raise NotApplicable(f"{params['defense']['name']} releases no image of its own for an image: there is nothing "
                             "to ask an oracle")
-    pixels, keys = inputs.load(Table, "queries").values["queries"], inputs.load(Keyring, "keys")
     rows = torch.arange(len(pixels))
     asked = Images(pixels, rows * 0, rows)
     mine = keys_for_more(defense_of(params), keys.private, params["key_scope"], len(asked), asked.shape, spawn(rng),
@@ -67,7 +69,7 @@ def make_answers(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -
 
 def make_view(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
     """Build exactly what the threat model grants."""
-    images, targets = inputs.load(Split, "split"), params["targets"]
+    images, targets, threat = inputs.load(Split, "split"), params["targets"], threat_of(params)
     keys, protected = inputs.load(Keyring, "keys"), inputs.load(Protected, "release")
     algorithm = Algorithm(Ref.from_json(params["defense"]).without_places(), params["key_scope"], params["quantise"],
                           params["clients"])
@@ -79,8 +81,9 @@ def make_view(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> M
         pairs=inputs.maybe(Pairs, "pairs"), answers=answers.values["answers"] if answers else None,
         model=model_at(inputs) if "start" in inputs or "victim" in inputs else None,
         start=inputs.maybe(Model, "published"),
-        update=inputs.maybe(Update, "update"), keys=_keys_of_release(keys.private, protected.release))
-    return Made(grant(everything, threat_of(params)))
+        update=inputs.maybe(Update, "update"), keys=_keys_of_release(keys.private, protected.release),
+        n_queries=threat.queries if "oracle" in threat.grants else 0)
+    return Made(grant(everything, threat))
 
 
 def make_public_view(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:

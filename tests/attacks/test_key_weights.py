@@ -17,7 +17,7 @@ from ppbench.lessons import Lesson, Same
 from ppbench.model import Model, for_images
 from ppbench.recipe import Recipe
 from ppbench.ref import Ref
-from ppbench.seeding import generator
+from ppbench.seeding import generator, seeded
 from ppbench.view import Algorithm
 
 SHAPE = (3, 16, 16)
@@ -25,9 +25,9 @@ VIT: dict[str, Any] = {"patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads"
 
 
 def start(seed: int = 0) -> Model:
-    torch.manual_seed(seed)
     model = for_images("timm:vit_tiny_patch16_224", VIT, SHAPE, 2)
-    return model.with_state(model.build())
+    with seeded(seed):
+        return model.with_state(model.build())
 
 
 def adapted(preset: str, plain: Model) -> tuple[Algorithm, Keys, Model]:
@@ -60,6 +60,17 @@ def test_published_weights_give_the_key_of_every_preset_away(preset: str, steps:
     assert torch.equal(form.image_of(found.key.decrypt(form.levels(released), form.top)), private.pixels)
 
 
+@pytest.mark.parametrize("absorb", ["none", "weights"])
+@pytest.mark.parametrize("preset", ["etc", "le", "ele", "pe"])
+def test_a_vit_that_absorbed_nothing_tells_nothing(preset: str, absorb: str) -> None:
+    plain = start()
+    algorithm = Algorithm(Ref("defenses", "block-scrambling", {"preset": preset, "absorb": absorb}), "global", 8)
+    model = algorithm.defense.adapt(plain, draw_keys(algorithm.defense, "global", 4, SHAPE, generator(1)))
+    structure = structure_of(algorithm, SHAPE)
+    assert structure is not None
+    assert from_weights(structure, model, plain) is None
+
+
 def test_other_starting_weights_tell_nothing() -> None:
     algorithm, _, model = adapted("vit-cipher", start(seed=0))
     structure = structure_of(algorithm, SHAPE)
@@ -85,7 +96,8 @@ def test_a_federated_server_decrypts_without_images_or_pairs(tiny_npz: Path, tmp
     victims: dict[str, Any] = {"model": "timm:vit_tiny_patch16_224", "kwargs": kwargs, "epochs": 1}
     if published:
         model = for_images(victims["model"], kwargs, (3, 16, 16), 3)
-        torch.save(model.build().net.state_dict(), tmp_path / "vit.pt")  # type: ignore[union-attr]
+        with seeded(0):
+            torch.save(model.build().net.state_dict(), tmp_path / "vit.pt")  # type: ignore[union-attr]
         victims["weights"] = str(tmp_path / "vit.pt")
     threats = [{"name": f"server-{at}", "base": "federated-server", "batch": 1, "round": at}
                for at in ("first", "last")]
