@@ -17,7 +17,7 @@ from ppbench.blocks import symmetries
 
 STARTS = 12  # states of the first block that are followed to the end
 ALIKE = 0.02  # relative difference of agreements that says nothing
-LARGEST = 8192  # values of an image, whose correlations take their number squared
+LARGEST = 4096  # values of an image, whose correlations take their number squared
 FEW = 3  # values of a block of which all signed orders are tried
 _FIRST = 9  # blocks by which states to start from are compared
 
@@ -72,7 +72,8 @@ def by_neighbours(structure: Structure, seen: Tensor, plain: Tensor, rng: torch.
         rng: draws where searches start.
 
     Returns:
-        The map, and the share of the public images' own agreement that it reaches; None where states are too many.
+        The map, and the share of the public images' own agreement that it reaches; None where states or values are
+        too many, or nothing in the means varies.
     """
     states = _states(structure)
     if states is None or structure.size is None or structure.blocks * structure.values > LARGEST:

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ppbench.attacks._key_colours import Table, folded, mixed
 from ppbench.attacks._key_map import KeyMap, Structure
 from ppbench.seeding import generator
-
-_ODD = -7046029254386353131  # 2^64 over the golden ratio
 
 
 @dataclass(frozen=True)
@@ -95,30 +94,38 @@ def _by_blocks(structure: Structure, before: Tensor, after: Tensor) -> Recovered
 
 
 def _by_columns(structure: Structure, before: Tensor, after: Tensor) -> Recovered:
-    """Match blocks by what they hold, then places inside them by all blocks that are unlike any other."""
-    blocks = structure.blocks
-    content = source = torch.arange(blocks)
-    if structure.moved:
-        content = _contents(_hashes(before))
-        source = matched(content, _contents(_hashes(after)))
-    while True:  # places tell blocks apart that hold the same values, and more blocks tell places apart
-        known = (~alike(content)[source]).nonzero()[:, 0]
-        ours, theirs = (_hashes(levels.flatten(0, 1)) for levels in (before[:, source[known]], after[:, known]))
-        order = matched(folded(ours), folded(theirs))
-        negative = ours[order] != theirs
-        if not structure.moved or len(known) in (0, blocks):
+    """Match blocks and the places inside them, each told by what it holds at the others.
+
+    Where some are alike, and not any of them does, one is taken for one of the others, which tells more of the rest.
+    """
+    ours, theirs = (Table.of(_hashes(levels), structure.moved) for levels in (before, after))
+    told, seen = ours.colours(), theirs.colours()
+    first = told, seen
+    key = _matching(structure, ours, theirs, told, seen)
+    for mark in range(1, structure.blocks + structure.values):
+        axis = 0 if alike(told[0]).any() else 1
+        twins = alike(folded(told[axis])).nonzero()[:, 0]
+        if len(twins) == 0 or torch.equal(key.encrypt(before, 0), after):
             break
-        moved = torch.where(negative, -before[:, :, order], before[:, :, order])
-        closer, wanted = _contents_in_place(moved), _contents_in_place(after)
-        if not torch.equal(closer.sort().values, wanted.sort().values):  # some of the places are guessed wrongly
+        same = (folded(seen[axis]) == folded(told[axis])[twins[0]]).nonzero()[:, 0]
+        if len(same) == 0:
             break
-        source = matched(closer, wanted)
-        if alike(closer).sum() == alike(content).sum():
-            break
-        content = closer
-    key = KeyMap(source, order.expand(blocks, -1), negative.expand(blocks, -1))
-    doubtful = alike(content)[:, None] | alike(folded(ours))
-    return Recovered(key, 0.0, doubtful, content, ours[None], theirs[None])
+        ours, theirs = ours.marked(axis, int(twins[0]), mark), theirs.marked(axis, int(same[0]), mark)
+        told, seen = ours.colours(), theirs.colours()
+        key = _matching(structure, ours, theirs, told, seen)
+    told, seen = first
+    doubtful = alike(told[0])[:, None] | alike(folded(told[1]))
+    return Recovered(key, 0.0, doubtful, told[0], told[1][None], seen[1][None])
+
+
+def _matching(structure: Structure, ours: Table, theirs: Table, told: tuple[Tensor, Tensor],
+              seen: tuple[Tensor, Tensor]) -> KeyMap:
+    """Return the key by which rows and columns of one colour are one another."""
+    source = matched(told[0], seen[0]) if structure.moved else torch.arange(structure.blocks)
+    order = matched(folded(told[1]), folded(seen[1]))
+    cells = ours.cells[source][:, order]
+    negative = (cells == theirs.cells).sum(0) < (cells == -theirs.cells).sum(0)
+    return KeyMap(source, order.expand(structure.blocks, -1), negative.expand(structure.blocks, -1))
 
 
 def _weights(*shape: int) -> Tensor:
@@ -132,22 +139,9 @@ def _hashes(levels: Tensor) -> Tensor:
     return (levels * weights.reshape(-1, *[1] * (levels.ndim - 1))).sum(0)
 
 
-def folded(hashes: Tensor) -> Tensor:
-    """Return the same for a hash and its negative."""
-    return torch.minimum(hashes, -hashes)
-
-
 def _contents(hashes: Tensor) -> Tensor:
     """Hash what a block holds, whatever its order and signs: `[blocks, values]` to `[blocks]`."""
-    mixed = folded(hashes)
-    for shift in (31, 29, 32):  # sums of the hashes themselves would be linear, and so alike where levels add up
-        mixed = (mixed ^ (mixed >> shift)) * _ODD
-    return mixed.sum(1)
-
-
-def _contents_in_place(levels: Tensor) -> Tensor:
-    """Hash what a block holds, place by place: `[k, blocks, values]` to `[blocks]`."""
-    return (levels * _weights(len(levels), levels.shape[2])[:, None]).sum((0, 2))
+    return mixed(folded(hashes)).sum(1)
 
 
 def alike(hashes: Tensor) -> Tensor:

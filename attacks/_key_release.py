@@ -7,8 +7,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
+from ppbench.attacks._key_colours import folded
 from ppbench.attacks._key_map import KeyMap, Structure
-from ppbench.attacks._key_pairs import Recovered, alike, folded, states_of
+from ppbench.attacks._key_pairs import Recovered, alike, states_of
 
 IMAGES = 256  # of a release, looked at
 MOST = 0.5  # doubtful values, above which too few are known to tell the others by

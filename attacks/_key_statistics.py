@@ -33,7 +33,8 @@ def guess(structure: Structure, released: Tensor, public: Tensor, rng: torch.Gen
 
     Returns:
         The map, and how well the correlations of the released values agree with those of the public ones that they are
-        taken for: near 1 for the right key and enough images. None where every block has a key of its own.
+        taken for: near 1 for the right key and enough images. None where every block has a key of its own, or the
+        values are too many or go with nothing.
     """
     count, values = structure.blocks, structure.values
     most = max(2, MOST // (count * values))
