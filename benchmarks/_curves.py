@@ -1,5 +1,7 @@
 """BN synthesis with a trained ResNet-20 as teacher: what a student learns, by images and by steps, and how fast."""
 
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -9,7 +11,6 @@ from _synthesis import our_loop, plain_loop, rate, where_time_goes, work
 from _table import Figure, at_least
 
 from ppbench.data import Images
-from ppbench.defense import Release
 from ppbench.defenses.bn_synthesis import BnSynthesis
 from ppbench.lessons import Lesson, Same, lesson_of
 from ppbench.model import Model, for_images
@@ -21,8 +22,8 @@ from ppbench.weights import read_weights, take_over
 FOLDER = SHARED / "weights" / "cifar10_resnet"
 TEACHER = next(iter(sorted(FOLDER.glob("resnet20-*.th"))), FOLDER / "resnet20.th")
 NETWORK = "ppbench.nets:cifar_resnet"
-KNOWN, AIM = 0.9173, 0.8
-STEPS = 2000  # of a student
+KNOWN, AIM, CLASSES = 0.9173, 0.8, 10
+BATCH = 100  # images of one class that are optimised together
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,13 @@ class Sizes:
 
     Attributes:
         private: images whose statistics are matched.
-        images: how many are synthesised, at `steps` steps each.
-        steps: optimiser steps, for `few` images.
+        images: how many a student learns from, of one release: whole batches of every class.
+        at: optimiser steps of that release.
+        steps: optimiser steps of further releases, of `few` images.
+        few: how many those have.
+        batch: images of one class that are optimised together.
         student: optimiser steps of a student.
+        test: images it is tested on.
     """
 
     private: int
@@ -41,12 +46,13 @@ class Sizes:
     at: int
     steps: tuple[int, ...]
     few: int
+    batch: int
     student: int
     test: int
 
 
-FULL = Sizes(20000, (500, 1000, 2000, 5000), 100, (25, 50, 200), 1000, STEPS, 10000)
-QUICK = Sizes(1000, (100,), 10, (), 0, 20, 1000)
+FULL = Sizes(20000, (1000, 2000, 5000), 100, (25, 50, 200), 1000, BATCH, 1000, 10000)
+QUICK = Sizes(1000, (100, 200), 10, (), 0, 10, 20, 1000)
 
 
 def curves(quick: bool) -> list[Figure]:
@@ -54,26 +60,46 @@ def curves(quick: bool) -> list[Figure]:
     if not TEACHER.is_file():
         return [Figure("ResNet-20 as teacher", f"its weights are not at hand ({TEACHER.name})", float("nan"))]
     sizes = QUICK if quick else FULL
-    (images, labels), (test, answers) = cifar10("train"), cifar10("test")
+    private, (test, answers) = in_turn(*cifar10("train"), sizes.private), cifar10("test")
     test, answers = test[: sizes.test], answers[: sizes.test]
     reached = accuracy(teacher(), test, answers)
     case = f"ResNet-20 as given, {len(test)} test images"
     found = [Figure(case, "accuracy", reached, f"= {KNOWN}", abs(reached - KNOWN) < 5e-5) if not quick else
              Figure(case, "accuracy", reached)]
-    private = Images(images[: sizes.private], labels[: sizes.private], torch.arange(sizes.private))
-    cases = [(count, sizes.at) for count in sizes.images] + [(sizes.few, steps) for steps in sizes.steps]
     best: dict[str, float] = {}
-    for count, steps in cases:
-        release = synthesised(private, count, steps)
-        hard = Lesson(release.images, release.labels)
-        for name, lesson in (("hard labels", hard), ("the teacher's logits", lesson_of(release))):
-            value = student(lesson, sizes.student, test, answers)
-            best[name] = max(best.get(name, 0), value)
-            found.append(Figure(f"student: {count} synthetic images, {steps} steps, {name}", "accuracy", value))
+    for name, lesson, steps in lessons(private, sizes):
+        value = student(lesson, sizes.student, test, answers)
+        best[name] = max(best.get(name, 0), value)
+        found.append(Figure(f"student: {len(lesson)} synthetic images, {steps} steps, {name}", "accuracy", value))
+        print(f"{found[-1].case}: {value:.4f}", file=sys.stderr, flush=True)
     if not quick:
         found += [at_least(f"best student of {name}", "share of the teacher's accuracy", value / reached, AIM)
                   for name, value in best.items()]
     return found + synthesis_speed(private, quick)
+
+
+def in_turn(images: torch.Tensor, labels: torch.Tensor, count: int) -> Images:
+    """Return so many images, the classes taking turns, the same number of each."""
+    each = [torch.nonzero(labels == label)[:, 0] for label in range(CLASSES)]
+    rows = torch.stack([part[: min(map(len, each))] for part in each], 1).flatten()[:count]
+    return Images(images[rows], labels[rows], torch.arange(len(rows)))
+
+
+def lessons(private: Images, sizes: Sizes) -> Iterator[tuple[str, Lesson, int]]:
+    """Yield what students learn from, with its name and optimiser steps.
+
+    These are parts of one release that grow, then whole ones of ever more steps.
+    """
+    largest = max(sizes.images)
+    whole = synthesised(private, largest, sizes.at, sizes.batch)
+    parts = largest // CLASSES // sizes.batch  # batches of a class, to which its images are dealt in turn
+    batch = torch.arange(largest) // CLASSES % parts
+    for count in sizes.images:
+        rows = (batch < count // CLASSES // sizes.batch).nonzero()[:, 0]
+        yield from ((name, lesson[rows], sizes.at) for name, lesson in whole.items())
+    for steps in sizes.steps:
+        made = synthesised(private, sizes.few, steps, sizes.batch)
+        yield from ((name, lesson, steps) for name, lesson in made.items())
 
 
 @cache
@@ -86,16 +112,17 @@ def teacher() -> Model:
     return model.with_state(net)
 
 
-def recipe(images: int, steps: int) -> BnSynthesis:
+def recipe(images: int, steps: int, batch: int = BATCH) -> BnSynthesis:
     """Return the settings that served the ResNet-20 best."""
-    return BnSynthesis(images=images, steps=steps, teacher=NETWORK, teacher_weights=str(TEACHER), labels="teacher",
-                       match="relative", start="natural", bn_weight=1, ce_weight=0.1, tv_weight=0.1, amp=True,
-                       batch=250, lr=0.2, temperature=20)
+    return BnSynthesis(images=images, steps=steps, batch=batch, teacher=NETWORK, teacher_weights=str(TEACHER),
+                       labels="teacher", match="relative", start="natural", bn_weight=1, ce_weight=0.1, tv_weight=0.1,
+                       amp=True, lr=0.2, temperature=20)
 
 
-def synthesised(private: Images, images: int, steps: int) -> Release:
-    """Return synthetic images with labels and the teacher's logits."""
-    return recipe(images, steps).protect(private, None, generator(0))
+def synthesised(private: Images, images: int, steps: int, batch: int) -> dict[str, Lesson]:
+    """Return what synthetic images teach with their labels, and with the teacher's logits."""
+    release = recipe(images, steps, batch).protect(private, None, generator(0))
+    return {"hard labels": Lesson(release.images, release.labels), "the teacher's logits": lesson_of(release)}
 
 
 def student(lesson: Lesson, steps: int, test: torch.Tensor, answers: torch.Tensor) -> float:
