@@ -13,27 +13,34 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks import _ridge
-from ppbench.attacks._simulate import ANYONE, Simulated, joined, known_pairs, named, simulate, targets_by_key
+from ppbench.attacks._consistent import as_seen
+from ppbench.attacks._pairs import (
+    fixed,
+    halves,
+    held_out,
+    learnt,
+    mirrored,
+    moved,
+    protected_anew,
+    telling_pairs,
+    with_a_key_each,
+)
+from ppbench.attacks._simulate import ANYONE, Simulated, joined, named, simulate, targets_by_key
 from ppbench.blocks import cut
 from ppbench.codec import Tensors
-from ppbench.data import Images, Shape
+from ppbench.data import Shape
 from ppbench.defense import Pieces
 from ppbench.metrics import SSIM_WINDOW, ssim
-from ppbench.minibatches import shuffled_passes
 from ppbench.seeding import seeded, spawn
+from ppbench.training import write_attention_out
 from ppbench.view import View
 
-HELD = 4  # every so manieth public image is held out
 EVALUATIONS = 5  # after the start
 MAX_HELD = 2**20  # plain values on which iterates are compared
 PASSES = 200  # at most, over fixed pairs
-TOGETHER = 8  # minibatches whose images are protected in one call
-FORGOTTEN = 0.25  # share of the training images whose label is withheld: labels help, but are not needed
-SHIFT = 8  # images are moved by up to one part in so many of their side
 WARM_UP = 0.1  # share of the steps
 WEIGHT_DECAY = 0.02
 CLIP = 1.0  # norm of a gradient
@@ -70,7 +77,7 @@ class Inverter:
 
     def raw(self, released: Tensor, labels: Tensor) -> Tensor:
         """Estimate plain images `[n, C, H, W]`, not yet clamped to [0, 1]."""
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(released.device.type, enabled=False):
             base = _ridge.apply(self.base, order_free(released, self.problem), self.problem.image)
         residual: Tensor = self.net(released, base, labels)
         return base + GAIN * residual
@@ -114,6 +121,7 @@ class InverterPrior(Prior):
         width: channels or token width of the network.
         depth: blocks of the network.
         rate: highest learning rate (AdamW, Loshchilov & Hutter 2019; warm-up, then half a cosine to 0).
+        amp: learn in bfloat16.
         client: whose pairs are learnt from, where clients have keys of their own; -1 = everyone's.
     """
 
@@ -123,6 +131,7 @@ class InverterPrior(Prior):
     width: int
     depth: int
     rate: float
+    amp: bool = False
     client: int = ANYONE
 
     @abstractmethod
@@ -133,7 +142,7 @@ class InverterPrior(Prior):
         """Train under the regime that the view allows; return weights (`net.*`, `base.*`), `objective` and facts."""
         # library initialisers draw from global state: fenced off, and seeded from rng
         with torch.enable_grad(), seeded(int(torch.randint(2**62, (), generator=rng))) as own:
-            pairs = _telling_pairs(view, self.client)
+            pairs = telling_pairs(view, self.client)
             found = []
             if pairs is None or len(pairs) < len(view.public):
                 found.append(self._from_own_keys(view, pairs, own))
@@ -151,32 +160,32 @@ class InverterPrior(Prior):
 
     def _from_own_keys(self, view: View, pairs: Simulated | None, rng: torch.Generator) -> Tensors:
         """Learn from public images protected with one's own keys, then from the few known pairs, if any."""
-        view = _with_a_key_each(view)
+        view = with_a_key_each(view)
         if view.algorithm.defense.partnered:
-            training, others = view.public[_learnt(len(view.public))], view.public[_held(len(view.public))]
+            training, others = view.public[learnt(len(view.public))], view.public[held_out(len(view.public))]
             held = simulate(view, others, spawn(rng))
-            some = joined([simulate(view, images, spawn(rng)) for images in (training, _mirrored(training))])
+            some = joined([simulate(view, images, spawn(rng)) for images in (training, mirrored(training))])
             steps = self.steps
-            batches = _protected_anew(view, training, self.batch, steps, rng)
+            batches = protected_anew(view, training, self.batch, steps, rng)
         else:
-            some, held = _halves(simulate(view, view.public, spawn(rng)))
+            some, held = halves(simulate(view, view.public, spawn(rng)))
             steps = self._fewer(some)
-            batches = _fixed(some, self.batch, steps, rng)
-        inverter = self._start(problem_of(view, free=_moved(view)), some, held)
+            batches = fixed(some, self.batch, steps, rng)
+        inverter = self._start(problem_of(view, free=moved(view)), some, held)
         course = self._descend(inverter, batches, steps, held)
         if pairs is None:
             return _stored(inverter, course, "own keys")
-        some, held = _halves(pairs)
+        some, held = halves(pairs)
         steps = self._fewer(some)
-        tuning = self._descend(inverter, _fixed(some, self.batch, steps, rng), steps, held)
+        tuning = self._descend(inverter, fixed(some, self.batch, steps, rng), steps, held)
         return _stored(inverter, tuning, f"own keys ({course.best} steps), then {len(pairs)} pairs")
 
     def _from_pairs(self, view: View, pairs: Simulated, rng: torch.Generator) -> Tensors:
         """Learn from known pairs alone: where a key serves many images, even the order of moved blocks tells."""
-        some, held = _halves(pairs)
+        some, held = halves(pairs)
         inverter = self._start(problem_of(view, free=False), some, held)
         steps = self._fewer(some)
-        return _stored(inverter, self._descend(inverter, _fixed(some, self.batch, steps, rng), steps, held),
+        return _stored(inverter, self._descend(inverter, fixed(some, self.batch, steps, rng), steps, held),
                        f"{len(pairs)} pairs")
 
     def _fewer(self, some: Simulated) -> int:
@@ -190,8 +199,11 @@ class InverterPrior(Prior):
 
     def _descend(self, inverter: Inverter, batches: Iterator[Simulated], steps: int, held: Simulated) -> Course:
         """Minimise the loss in place, and leave the iterate that was best on the held pairs in the network."""
-        net = inverter.net
-        held = _take(held, torch.arange(min(len(held), max(1, MAX_HELD // held.plain[0].numel()))))
+        net, device = inverter.net, held.plain.device
+        if self.amp:
+            net.to(memory_format=torch.channels_last)  # the kernels of bfloat16 are fastest so
+            write_attention_out(net)
+        held = held[torch.arange(min(len(held), max(1, MAX_HELD // held.plain[0].numel())))]
         optimiser = torch.optim.AdamW(net.parameters(), self.rate, weight_decay=WEIGHT_DECAY)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / steps))
         due = {math.ceil(steps * k / EVALUATIONS) for k in range(1, EVALUATIONS + 1)}
@@ -200,7 +212,9 @@ class InverterPrior(Prior):
         for step, some in enumerate(batches, 1):
             net.train()
             optimiser.zero_grad()
-            loss = loss_of(inverter.raw(some.released, some.labels), some.plain).mean()
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
+                estimates = inverter.raw(some.released, some.labels)
+            loss = loss_of(estimates.float(), some.plain).mean()
             if not loss.isfinite():
                 break  # diverged: what was best before stays
             loss.backward()
@@ -227,6 +241,7 @@ class InverterAttack(Attack):
     width: int
     depth: int
     rate: float
+    amp: bool
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "width", "depth"):
@@ -245,16 +260,22 @@ class InverterAttack(Attack):
 
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
         """Return the inverter's estimate from each target's released image (and its label, where known)."""
-        labels = view.labels if "labels" in view.granted else torch.full((view.n_targets,), -1)
+        labels = known_labels(view)
         images = torch.empty(view.n_targets, *view.image_shape)
         notes, courses = [], []
         for client, mine in targets_by_key(view).items():
             found = priors[named("inverter", client)]
             images[mine] = self.prior().load(found, view).estimate(view.images[mine], labels[mine])
-            notes.append(_note(found))
+            notes.append(described(found))
             courses.append(found["objective"].cummin(0).values[[0, -1]])  # the best iterate is kept
+        images = as_seen(view, images, view.images)
         return Reconstruction(images, aligned=view.has_partner, note=" | ".join(dict.fromkeys(notes)),
                               objective=torch.stack(courses, 1))
+
+
+def known_labels(view: View) -> Tensor:
+    """Return the targets' labels `[n]` int64, -1 where they are not granted."""
+    return view.labels if "labels" in view.granted else torch.full((view.n_targets,), -1)
 
 
 def problem_of(view: View, free: bool) -> Problem:
@@ -285,78 +306,6 @@ def _judged(inverter: Inverter, held: Simulated) -> float:
     return float(loss_of(inverter.estimate(held.released, held.labels), held.plain).mean())
 
 
-def _protected_anew(view: View, images: Images, batch: int, steps: int, rng: torch.Generator) -> Iterator[Simulated]:
-    """Yield minibatches of images moved, mirrored and protected with fresh keys."""
-    for rows in shuffled_passes(len(images), batch, steps, rng).split(TOGETHER):
-        some = images[rows.flatten()]
-        made = simulate(view, replace(some, pixels=augmented(some.pixels, rng)), spawn(rng))
-        for k in torch.randperm(len(made), generator=rng).chunk(len(rows)):
-            yield _forgetting(_take(made, k), rng)
-
-
-def _fixed(some: Simulated, batch: int, steps: int, rng: torch.Generator) -> Iterator[Simulated]:
-    """Yield minibatches of given pairs."""
-    for rows in shuffled_passes(len(some), batch, steps, rng):
-        yield _forgetting(_take(some, rows), rng)
-
-
-def augmented(pixels: Tensor, rng: torch.Generator) -> Tensor:
-    """Move every image by a few pixels, mirrored at its border, and mirror half of them left to right."""
-    n, _, h, w = pixels.shape
-    down, across = h // SHIFT, w // SHIFT
-    padded = F.pad(pixels, (across, across, down, down), mode="reflect")
-    top = torch.randint(2 * down + 1, (n, 1), generator=rng) + torch.arange(h)
-    left = torch.randint(2 * across + 1, (n, 1), generator=rng) + torch.arange(w)
-    left = torch.where(torch.rand(n, 1, generator=rng) < 0.5, left.flip(1), left)
-    return padded[torch.arange(n)[:, None, None], :, top[:, :, None], left[:, None, :]].permute(0, 3, 1, 2).contiguous()
-
-
-def _mirrored(images: Images) -> Images:
-    return replace(images, pixels=images.pixels.flip(3))
-
-
-def _forgetting(some: Simulated, rng: torch.Generator) -> Simulated:
-    unknown = torch.rand(len(some), generator=rng) < FORGOTTEN
-    return replace(some, labels=torch.where(unknown, -1, some.labels))
-
-
-def _with_a_key_each(view: View) -> View:
-    """Draw a key for every image, whatever the scope: the victim's key is one among all, and none is seen twice."""
-    if view.algorithm.key_scope is None:
-        return view
-    algorithm = replace(view.algorithm, key_scope="image", clients=1)
-    return View(replace(view.sealed, algorithm=algorithm))
-
-
-def _telling_pairs(view: View, client: int) -> Simulated | None:
-    """Return the known pairs where they tell of the targets' key; keys of one's own tell as much otherwise."""
-    pairs = known_pairs(view, client) if view.algorithm.key_scope in ("client", "global") else None
-    return pairs if pairs is not None and len(pairs) >= HELD else None
-
-
-def _moved(view: View) -> bool:
-    pieces = view.algorithm.defense.pieces(view.image_shape)
-    return pieces is not None and pieces.moved
-
-
-def _learnt(count: int) -> Tensor:
-    rows = torch.arange(count)
-    return rows[rows % HELD != 0] if count > 1 else rows
-
-
-def _held(count: int) -> Tensor:
-    return torch.arange(0, count, HELD)
-
-
-def _halves(pairs: Simulated) -> tuple[Simulated, Simulated]:
-    """Return the pairs to learn from and those held out (a single pair is both)."""
-    return _take(pairs, _learnt(len(pairs))), _take(pairs, _held(len(pairs)))
-
-
-def _take(pairs: Simulated, rows: Tensor) -> Simulated:
-    return Simulated(pairs.plain[rows], pairs.released[rows], pairs.labels[rows])
-
-
 def _rate(passed: float) -> float:
     """Return the share of the highest learning rate after this share of the steps."""
     if passed < WARM_UP:
@@ -380,7 +329,8 @@ def _stored(inverter: Inverter, course: Course, regime: str) -> Tensors:
     return facts | net | {f"base.{name}": value for name, value in inverter.base.items()}
 
 
-def _note(found: Tensors) -> str:
+def described(found: Tensors) -> str:
+    """Say how an inverter was trained, and what it is worth on held-out pairs."""
     best, steps = found["best"].tolist()
     flat, base, *_ = losses = found["objective"].tolist()
     estimator = _ridge.describe(_under(found, "base."))

@@ -31,6 +31,9 @@ class Simulated:
     def __len__(self) -> int:
         return len(self.plain)
 
+    def __getitem__(self, rows: Tensor) -> "Simulated":
+        return Simulated(self.plain[rows], self.released[rows], self.labels[rows])
+
 
 def simulate(view: View, public: Images, rng: torch.Generator) -> Simulated:
     """Protect plain images with fresh keys (capability `algorithm`), as the client would.

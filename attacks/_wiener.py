@@ -5,20 +5,20 @@ colour channels a frequency.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ppbench.attacks._affine import AffineMap, Linear
 from ppbench.codec import Tensors
 from ppbench.data import Shape
 from ppbench.seeding import generator
 
-Linear = Callable[[Tensor], Tensor]
 MOST = 2**24  # values of images that a spectrum is measured on
 _FLOOR = 1e-8  # variance that a colour has at least
+_CHUNK = 2**16  # pixel values worked on at a time: what fits into a cache
 _DRAWS = 64  # images from the prior on which the spectrum of releases is measured
 
 
@@ -57,6 +57,13 @@ class Spectrum:
         colour = centred @ centred.T / centred.shape[1] + _FLOOR * torch.eye(c, dtype=torch.float64)
         return Spectrum(mean, power[:, :, None, None] / power.mean() * colour)
 
+    @staticmethod
+    def white(variance: float, shape: Shape) -> "Spectrum":
+        """Expect nothing of images (C, H, W), or of an estimate's errors, but the variance of every value."""
+        c, h, w = shape
+        covariance = variance * torch.eye(c, dtype=torch.float64)
+        return Spectrum(torch.zeros(c, dtype=torch.float64), covariance.expand(h, w, c, c))
+
     def spread(self, images: Tensor) -> Tensor:
         """Multiply images `[n, C, H, W]` with the covariance."""
         return idct(_mixed(self.covariance, dct(images)))
@@ -76,25 +83,6 @@ class Spectrum:
     def from_tensors(found: Tensors) -> "Spectrum":
         """Rebuild what `as_tensors` wrote."""
         return Spectrum(found["mean"], found["covariance"])
-
-
-@dataclass(frozen=True)
-class AffineMap:
-    """A map of images A(x) = L x + b, both ways.
-
-    Attributes:
-        forward: `L`, from `[n, C, H, W]` to `[n, c, h, w]`.
-        adjoint: its transpose.
-        offset: `[c, h, w]`, b.
-    """
-
-    forward: Linear
-    adjoint: Linear
-    offset: Tensor
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Apply the map."""
-        return self.forward(images) + self.offset
 
 
 @dataclass(frozen=True)
@@ -137,7 +125,20 @@ class Wiener:
         times, until it would vanish in rounding to 8 bit.
         """
         mean = self.prior.mean[:, None, None].expand(len(released), *self.shape)
-        free = mean + self._gain(released.double() - self.through(mean))
+        return self.mended(mean, released, rounds)
+
+    def mended(self, images: Tensor, released: Tensor, rounds: int = 8) -> Tensor:
+        """Return given images `[n, C, H, W]` less the errors that the prior finds most likely behind what is released.
+
+        The result is in [0, 1] and is released as seen, up to noise; clipping as in `estimate`.
+        """
+        rows = max(1, _CHUNK // images[0].numel())
+        return torch.cat([self._mended(some, theirs, rounds)
+                          for some, theirs in zip(images.split(rows), released.split(rows), strict=True)])
+
+    def _mended(self, images: Tensor, released: Tensor, rounds: int) -> Tensor:
+        images = images.double()
+        free = images + self._gain(released.double() - self.through(images))
         fitted, found = self.through(free), free.clamp(0, 1)
         for _ in range(rounds):
             left = fitted - self.through(found)

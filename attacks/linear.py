@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks import _ridge
+from ppbench.attacks._pairs import halves, held_out, learnt, mirrored, with_a_key_each
 from ppbench.attacks._simulate import ANYONE, Simulated, joined, known_pairs, named, simulate, targets_by_key
 from ppbench.codec import Tensors
-from ppbench.data import Images, Shape
+from ppbench.data import Shape
 from ppbench.seeding import spawn
 from ppbench.view import View
 
@@ -39,7 +40,7 @@ class LinearMap(Prior):
         pairs = known_pairs(view, self.client) if view.algorithm.key_scope in ("client", "global") else None
         if pairs is None or len(pairs) < FEWEST:
             return _under(FIRST, self._from_own_keys(view, rng))
-        some, held = _halves(pairs)
+        some, held = halves(pairs)
         theirs = _under(FIRST, _fitted(some, held))
         if len(pairs) >= len(view.public):
             return theirs
@@ -49,12 +50,11 @@ class LinearMap(Prior):
 
     def _from_own_keys(self, view: View, rng: torch.Generator) -> Tensors:
         if not view.algorithm.defense.partnered:
-            return _fitted(*_halves(simulate(view, view.public, spawn(rng))))
-        view = _with_a_key_each(view)
-        rows = torch.arange(len(view.public))
-        kept = view.public[~_held(rows)] if len(rows) > 1 else view.public
-        draws = [simulate(view, _mirrored(kept) if i % 2 else kept, spawn(rng)) for i in range(self.draws)]
-        return _fitted(joined(draws), simulate(view, view.public[_held(rows)], spawn(rng)))
+            return _fitted(*halves(simulate(view, view.public, spawn(rng))))
+        view = with_a_key_each(view)
+        kept = view.public[learnt(len(view.public))]
+        draws = [simulate(view, mirrored(kept) if i % 2 else kept, spawn(rng)) for i in range(self.draws)]
+        return _fitted(joined(draws), simulate(view, view.public[held_out(len(view.public))], spawn(rng)))
 
 
 @dataclass(frozen=True)
@@ -125,26 +125,3 @@ def _under(prefix: str, found: Tensors) -> Tensors:
 
 def _of(prefix: str, found: Tensors) -> Tensors:
     return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
-
-
-def _held(rows: Tensor) -> Tensor:
-    return rows % 4 == 0
-
-
-def _halves(pairs: Simulated) -> tuple[Simulated, Simulated]:
-    """Split pairs into those to learn from and those held out; a lone pair serves as both."""
-    held = _held(torch.arange(len(pairs)))
-    kept = ~held if len(pairs) > 1 else held
-    return (Simulated(pairs.plain[kept], pairs.released[kept], pairs.labels[kept]),
-            Simulated(pairs.plain[held], pairs.released[held], pairs.labels[held]))
-
-
-def _mirrored(images: Images) -> Images:
-    return Images(images.pixels.flip(3), images.labels, images.ids)
-
-
-def _with_a_key_each(view: View) -> View:
-    """Draw a key for every image, whatever the scope: a map fitted to one key of one's own serves no other."""
-    if view.algorithm.key_scope is None:
-        return view
-    return View(replace(view.sealed, algorithm=replace(view.algorithm, key_scope="image", clients=1)))

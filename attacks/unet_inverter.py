@@ -30,6 +30,7 @@ class UnetInverter(InverterAttack):
         width: channels at half the side; twice as many with every further halving.
         depth: convolutions at every side on the way down, and on the way up.
         rate: highest learning rate.
+        amp: learn in bfloat16: several times as fast on a GPU or a CPU with AMX, slow on other CPUs.
     """
 
     requires = frozenset({"images", "public", "algorithm"})
@@ -40,7 +41,8 @@ class UnetInverter(InverterAttack):
     width: int = 24
     depth: int = 2
     rate: float = 1.5e-3
+    amp: bool = False
 
     def prior(self) -> InverterPrior:
         """Name the inverter to train."""
-        return UnetPrior(self.steps, self.batch, self.width, self.depth, self.rate)
+        return UnetPrior(self.steps, self.batch, self.width, self.depth, self.rate, self.amp)

@@ -1,37 +1,22 @@
 """Task accuracy of every victim: the suite `victims`, whole or in small."""
 
-import tempfile
-from pathlib import Path
-from typing import Any
-
-from _real import ROOT
+from _suites import Tables, rows_of
 from _table import Figure, at_most
 
-from ppbench.display import Terminal
-from ppbench.resolve import make_plan
 from ppbench.results import Row
-from ppbench.runner import RunOptions, run
-from ppbench.suite import read_suite, validate
 
-SUITE = ROOT / "leaderboards" / "suites" / "victims.toml"
 SMALL = {"private": 600, "public": 50, "test": 400}
 BRIEF = {"steps": 5}
 PAPERS = {"patch-shuffle": "paper, ImageNet: -1.9 with RPE, -3.1 without", "mixup": "paper, ImageNet: -3.8",
           "block-scrambling": "paper, fine-tuned: 0"}
 
 
-def learning(quick: bool, output: Path) -> list[Figure]:
+def learning(quick: bool) -> list[Figure]:
     """Run the suite (or go on with it), and return each row's accuracy and its gap to the plain victim's."""
-    tables = read_suite(SUITE)
-    if quick:
-        tables = brief(tables)
-    plan = make_plan(validate(tables, SUITE.name), SUITE.parent)
-    with tempfile.TemporaryDirectory() as scratch, Terminal() as terminal:
-        rows = run(plan, RunOptions(Path(scratch) if quick else output), terminal).rows
-    return [figure for row in rows for figure in figures(row)]
+    return [figure for row in rows_of("victims", brief if quick else None) for figure in figures(row)]
 
 
-def brief(tables: dict[str, Any]) -> dict[str, Any]:
+def brief(tables: Tables) -> Tables:
     """Cut a suite down to a minute's work."""
     tables["dataset"] = [table | SMALL for table in tables["dataset"]]
     tables["victim"] |= BRIEF

@@ -1,12 +1,14 @@
-"""How much of protected images comes back: what it takes to find the key of a block cipher.
+"""How much of protected images comes back: what it takes to find the key of a block cipher, what averaging leaves.
 
     python benchmarks/inverters.py [--quick] [--json FILE]
 
-data/cifar10.npz must be there (leaderboards/README.md).
+The full form trains for an hour or so; what it trained is kept in `runs/`. data/cifar10.npz must be there
+(leaderboards/README.md).
 """
 
 import torch
 from _keys import keys
+from _mixup import mixtures
 from _table import options, show
 
 
@@ -14,7 +16,7 @@ def main() -> None:
     """Measure, and print the table."""
     asked = options(__doc__ or "")
     torch.set_num_threads(1)  # as a run does: more threads change float results
-    show("What comes back of protected images", keys(asked.quick), asked.json)
+    show("What comes back of protected images", keys(asked.quick) + mixtures(asked.quick), asked.json)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,12 @@ The full form trains every victim of `leaderboards/suites/victims.toml` on CIFAR
 stopped one goes on in `runs/`); the quick form does the same on a few hundred images. data/cifar10.npz must be there.
 """
 
-from pathlib import Path
-
 import torch
 from _adapted import equivalence
 from _curves import curves
 from _federation import federation
 from _learning import learning
 from _loops import training_speed
-from _real import ROOT
 from _table import options, show
 
 
@@ -22,9 +19,8 @@ def main() -> None:
     """Measure, and print the table."""
     asked = options(__doc__ or "")
     torch.set_num_threads(1)  # as a run does: more threads change float results
-    output: Path = ROOT / "runs"
     figures = equivalence(asked.quick) + federation(asked.quick) + training_speed(asked.quick)
-    figures += learning(asked.quick, output) + curves(asked.quick)
+    figures += learning(asked.quick) + curves(asked.quick)
     show("Victims that learn from protected images", figures, asked.json)
 
 

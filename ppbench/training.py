@@ -49,7 +49,7 @@ class Trainer:
         if course.recipe.channels_last:
             self.net.to(memory_format=torch.channels_last)
         if course.recipe.amp and device().type == "cpu":
-            _write_attention_out(self.net)
+            write_attention_out(self.net)
         self.course = course
         self.optimiser = _optimiser(self.net, course.recipe)
         self.taken = course.first
@@ -156,7 +156,7 @@ def falls_not(losses: list[list[float]], epochs: int) -> str:
     return f"the loss did not fall in {len(losses)} epochs ({before:.3f} to {after:.3f})"
 
 
-def _write_attention_out(net: nn.Module) -> None:
+def write_attention_out(net: nn.Module) -> None:
     """Let timm's attention use plain matrix products: the fused kernel's way back is very slow in bfloat16 on a CPU."""
     for module in net.modules():
         if hasattr(module, "fused_attn"):

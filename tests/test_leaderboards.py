@@ -36,3 +36,6 @@ def test_cifar10_small_runs_on_the_real_images(tmp_path: Path) -> None:
     ladder = suite.with_name("ladder.toml")
     shutil.copy(SUITES / ladder.name, ladder)
     assert "112 cells" in checked(ladder)
+    mixup = suite.with_name("mixup.toml")
+    shutil.copy(SUITES / mixup.name, mixup)
+    assert "12 cells" in checked(mixup)

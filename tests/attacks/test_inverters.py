@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from ppbench.attack import check_reconstruction
 from ppbench.attacks import _ridge
+from ppbench.attacks._consistent import as_seen
 from ppbench.attacks._inverter import (
     Inverter,
     InverterAttack,
     InverterPrior,
     Problem,
-    _halves,
-    augmented,
     loss_of,
     order_free,
     problem_of,
 )
 from ppbench.attacks._inverter_unet import UNet
 from ppbench.attacks._inverter_vit import MAX_TOKENS, VitCodec, patch_side
+from ppbench.attacks._pairs import augmented, halves
 from ppbench.attacks._simulate import Simulated
 from ppbench.attacks.unet_inverter import UnetInverter, UnetPrior
 from ppbench.attacks.vit_inverter import VitInverter, VitPrior
@@ -222,7 +222,15 @@ def test_harmful_training_is_undone(attack: InverterAttack) -> None:
     assert base < flat
     assert min(later, default=math.inf) > base
     linear = wild.prior().load(priors["inverter"], view).base
-    assert torch.equal(found.images, _ridge.apply(linear, view.images, view.image_shape))
+    assert torch.equal(found.images, as_seen(view, _ridge.apply(linear, view.images, view.image_shape), view.images))
+
+
+@both
+def test_bfloat16_learns_much_the_same(attack: InverterAttack) -> None:
+    view = toy(ref=MIXUP)
+    full, half = (trained(replace(attack, amp=amp), view)["inverter"]["objective"] for amp in (False, True))
+    assert not torch.equal(full, half)
+    assert torch.allclose(full, half, atol=0.02)
 
 
 # --- moved blocks ----------------------------------------------------------------------------------------------
@@ -307,7 +315,7 @@ def test_the_loss_is_l1_and_ssim() -> None:
 def test_held_out_pairs_are_not_learnt_from() -> None:
     rows = torch.arange(10)
     pairs = Simulated(rows[:, None, None, None].float(), rows[:, None, None, None].float(), rows)
-    some, held = _halves(pairs)
+    some, held = halves(pairs)
     assert held.labels.tolist() == [0, 4, 8]
     assert sorted(some.labels.tolist() + held.labels.tolist()) == rows.tolist()
 
@@ -383,7 +391,7 @@ def test_own_keys_are_drawn_anew_for_every_image(monkeypatch: pytest.MonkeyPatch
 
 def test_priors_are_dataclasses_of_their_own() -> None:
     for prior, net in ((VitPrior, VitCodec), (UnetPrior, UNet)):
-        made: InverterPrior = prior(1, 1, 16, 1, 1e-3)
+        made: InverterPrior = prior(1, 1, 16, 1, 1e-3, amp=False)
         assert isinstance(made.network(Problem((3, 16, 16), (3, 16, 16), 2, None, free=False)), net)
 
 

@@ -1,6 +1,7 @@
 """The thumbnail attack: its solver against dense algebra, what it must return exactly, and where it must give up."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ from scipy.fft import dctn
 from torch import Tensor
 from torch.nn import functional as F
 
-from ppbench.attacks._wiener import AffineMap, Spectrum, Wiener, dct, idct, solve
-from ppbench.attacks.thumbnail import Thumbnail, affine_map
+from ppbench.attacks._affine import AffineMap, affine_map
+from ppbench.attacks._inverter import loss_of
+from ppbench.attacks._wiener import Spectrum, Wiener, dct, idct, solve
+from ppbench.attacks.thumbnail import Thumbnail
+from ppbench.attacks.unet_inverter import UnetInverter
 from ppbench.data import Images
 from ppbench.defense import Defense, Keys, PerImageDefense, Release, resize
 from ppbench.metrics import ssim
@@ -21,6 +25,7 @@ from ppbench.ref import Ref
 from ppbench.seeding import generator
 
 PRIVATE, PUBLIC = natural(6, (3, 16, 16), 0), natural(60, (3, 16, 16), 1)
+CLOSED = Thumbnail(steps=0)
 LINEAR = [("mixup", {"patch": 4}), ("mixup", {"patch": 8}), ("pixelate", {"block": 4}), ("blur", {"sigma": 1.0})]
 
 
@@ -96,7 +101,7 @@ def test_forward_and_adjoint_are_a_pair(name: str, params: dict[str, object], sh
 @pytest.mark.parametrize(("name", "params"), LINEAR)
 def test_the_estimate_has_the_release_it_came_from(name: str, params: dict[str, object]) -> None:
     view = view_of(PRIVATE, PUBLIC, name, params)
-    found = attacked(Thumbnail(), view)
+    found = attacked(CLOSED, view)
     again = view.algorithm.protect(Images(found.images, PRIVATE.labels, PRIVATE.ids), generator(0)).images
     # a blur's release holds noise that no likely image explains: two levels
     assert (again - view.images).abs().max() <= (2.01 if name == "blur" else 1.01) / 255
@@ -106,18 +111,18 @@ def test_the_estimate_has_the_release_it_came_from(name: str, params: dict[str, 
 
 def test_patch_means_of_mixup_come_back_exactly() -> None:
     """The thumbnail: the mean of every patch is released to half a level of 8 bit, and the estimate keeps it."""
-    found = attacked(Thumbnail(), view_of(PRIVATE, PUBLIC, "mixup")).images
+    found = attacked(CLOSED, view_of(PRIVATE, PUBLIC, "mixup")).images
     off = F.avg_pool2d(found, 4) - F.avg_pool2d(PRIVATE.pixels, 4)
     assert off.abs().max() <= 1 / 510 + 1e-4
 
 
 def test_no_defense_is_no_obstacle() -> None:
-    found = attacked(Thumbnail(), view_of(PRIVATE, PUBLIC, "none"))
+    found = attacked(CLOSED, view_of(PRIVATE, PUBLIC, "none"))
     assert ssim(found.images, PRIVATE.pixels).min() > 0.999
 
 
 def test_a_float_release_of_a_blur_gives_more_than_an_8_bit_one() -> None:
-    fine, coarse = (attacked(Thumbnail(), view_of(PRIVATE, PUBLIC, "blur", {"sigma": 1.5}, quantise=bits)).images
+    fine, coarse = (attacked(CLOSED, view_of(PRIVATE, PUBLIC, "blur", {"sigma": 1.5}, quantise=bits)).images
                     for bits in (0, 8))
     assert errors(fine, PRIVATE.pixels).mean() < 0.7 * errors(coarse, PRIVATE.pixels).mean()
 
@@ -126,7 +131,7 @@ def test_a_float_release_of_a_blur_gives_more_than_an_8_bit_one() -> None:
                                              ("gaussian-noise", None), ("instahide", "image")])
 def test_what_is_keyed_or_random_comes_back_as_released(name: str, scope: str | None) -> None:
     view = view_of(PRIVATE, PUBLIC, name, scope=scope)
-    found = attacked(Thumbnail(), view)
+    found = attacked(CLOSED, view)
     assert found.note == "degenerate: as-released"
     assert torch.equal(found.images, resize(view.images, view.image_shape))
 
@@ -169,28 +174,57 @@ def test_a_defense_that_takes_no_double_is_given_up() -> None:
 
 @pytest.mark.parametrize(("shape", "params"), [((1, 16, 16), {}), ((3, 12, 20), {}), ((3, 14, 14), {"patch": 2})])
 def test_grey_and_oblong_images_and_one_target(shape: tuple[int, int, int], params: dict[str, object]) -> None:
-    found = attacked(Thumbnail(), view_of(natural(1, shape, 0), natural(20, shape, 1), "mixup", params))
+    found = attacked(CLOSED, view_of(natural(1, shape, 0), natural(20, shape, 1), "mixup", params))
     assert found.images.shape == (1, *shape)
 
 
 def test_odd_sides() -> None:
     shape = (3, 15, 11)
-    attacked(Thumbnail(), view_of(natural(2, shape, 0), natural(9, shape, 1), "blur", {"sigma": 1.0}))
+    attacked(CLOSED, view_of(natural(2, shape, 0), natural(9, shape, 1), "blur", {"sigma": 1.0}))
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_hardly_any_public_images(count: int) -> None:
-    attacked(Thumbnail(), view_of(PRIVATE, PUBLIC[:count], "mixup"))
+    attacked(CLOSED, view_of(PRIVATE, PUBLIC[:count], "mixup"))
 
 
 def test_the_same_view_gives_the_same_estimate() -> None:
     view = view_of(PRIVATE, PUBLIC, "mixup")
-    assert torch.equal(attacked(Thumbnail(), view).images, attacked(Thumbnail(), view).images)
+    assert torch.equal(attacked(CLOSED, view).images, attacked(CLOSED, view).images)
 
 
-def test_at_least_one_step() -> None:
-    with pytest.raises(ValueError, match="steps is 0"):
-        Thumbnail(steps=0)
+@pytest.mark.parametrize("bad", [{"iterations": 0}, {"steps": -1}, {"batch": 0}, {"width": 0}, {"rate": 0.0}])
+def test_parameters_out_of_range_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} is"):
+        Thumbnail(**bad)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_what_is_learnt_is_released_as_seen_and_nearer() -> None:
+    private, public = cifar(32, 600)
+    view = view_of(private, public, "mixup")
+    closed, found = attacked(CLOSED, view), attacked(Thumbnail(steps=150), view)
+    assert found.note.startswith("learned, own keys; step 150 of 150")
+    again = view.algorithm.protect(Images(found.images, private.labels, private.ids), generator(0)).images
+    off = (again - view.images).abs()  # more than a level only where estimates were clipped to black or white
+    assert (off > 1.01 / 255).float().mean() < 0.002
+    assert loss_of(found.images, private.pixels).mean() < 0.99 * loss_of(closed.images, private.pixels).mean()
+
+
+def test_what_is_learnt_badly_is_not_used() -> None:
+    """Two public images teach a network nothing that a power spectrum does not know better."""
+    found = attacked(Thumbnail(steps=2, batch=2, width=8, depth=1), view_of(PRIVATE, PUBLIC[:8], "pixelate"))
+    assert found.note.startswith("most likely under")
+
+
+def test_the_network_is_shared_with_the_inverter_of_the_same_settings() -> None:
+    view = view_of(PRIVATE, PUBLIC, "mixup")
+    assert Thumbnail().priors(view)["learned"] == UnetInverter().priors(view)["inverter"]
+
+
+def test_nothing_is_learnt_where_there_is_no_linear_map() -> None:
+    assert set(Thumbnail().priors(view_of(PRIVATE, PUBLIC, "patch-shuffle", scope="image"))) == {"natural"}
 
 
 @pytest.mark.real
@@ -199,5 +233,5 @@ def test_at_least_one_step() -> None:
 def test_cifar_10(name: str, least: float) -> None:
     """While planning: linear MMSE of mix-up .783 (bilinear .544), Wiener of a blur of sigma 2 in 8 bit .855."""
     private, public = cifar(64, 600)
-    found = attacked(Thumbnail(), view_of(private, public, name))
+    found = attacked(CLOSED, view_of(private, public, name))
     assert ssim(found.images, private.pixels).mean() > least

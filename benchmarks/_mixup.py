@@ -1,0 +1,42 @@
+"""What averaging leaves: estimates of mixed images by suite `mixup`, beside the linear one."""
+
+import json
+
+from _suites import Tables, rows_of
+from _table import Figure, at_least
+
+from ppbench.results import Row
+
+PROMISED = {4: 0.85, 8: 0.70}  # SSIM by side of the patch
+FOUND = 0.99  # among 10,000
+LEARNED = ("thumbnail", "unet-inverter")
+
+
+def mixtures(quick: bool) -> list[Figure]:
+    """Run the suite (or go on with it), and hold what is learned against the promise and the linear estimate."""
+    rows = [row for row in rows_of("mixup", brief if quick else None) if row["status"] == "ok"]
+    linear = {row["defense_params"]: row["ssim"] for row in rows if row["attack"] == "linear"}
+    return [figure for row in rows for figure in figures(row, linear[row["defense_params"]], quick)]
+
+
+def brief(tables: Tables) -> Tables:
+    """Cut the suite down to a minute's work."""
+    tables["dataset"] = [table | {"private": 400, "public": 800} for table in tables["dataset"]]
+    for table in tables["attack"]:
+        if table.get("steps"):
+            table |= {"steps": 60, "width": 24, "depth": 2, "batch": 32}
+    return tables | {"targets": 64}
+
+
+def figures(row: Row, linear: float, quick: bool) -> list[Figure]:
+    """Return a row's scores; in full those of networks are held against what is promised."""
+    patch = json.loads(row["defense_params"]).get("patch", 4)
+    learned = row["attack"] in LEARNED and json.loads(row["attack_params"]).get("steps") != 0
+    name = f"mixup, patch {patch}: {row['attack']}" + (", learned" if learned else "")
+    if not learned:
+        return [Figure(name, figure, row[figure]) for figure in ("ssim", "lpips", "identification")]
+    found = [at_least(name, "ssim over that of linear", row["ssim"] - linear, 0)]
+    if quick:
+        return [Figure(name, "ssim", row["ssim"]), *found]
+    return [at_least(name, "ssim", row["ssim"], PROMISED[patch]), Figure(name, "lpips", row["lpips"]),
+            at_least(name, "identification", row["identification"], FOUND), *found]

@@ -1,0 +1,25 @@
+"""Rows of a committed suite, whole or in small."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from _real import ROOT
+
+from ppbench.display import Terminal
+from ppbench.resolve import make_plan
+from ppbench.results import Row
+from ppbench.runner import RunOptions, run
+from ppbench.suite import read_suite, validate
+
+Tables = dict[str, Any]
+
+
+def rows_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> list[Row]:
+    """Run `leaderboards/suites/NAME.toml`, or go on with it in runs/; in a scratch folder where `brief` shortens it."""
+    suite = ROOT / "leaderboards" / "suites" / f"{name}.toml"
+    tables = read_suite(suite)
+    plan = make_plan(validate(brief(tables) if brief else tables, suite.name), suite.parent)
+    with tempfile.TemporaryDirectory() as scratch, Terminal() as terminal:
+        return run(plan, RunOptions(Path(scratch) if brief else ROOT / "runs"), terminal).rows
