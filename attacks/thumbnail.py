@@ -91,27 +91,25 @@ class Thumbnail(Attack):
         return found
 
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
-        """Return the most likely images."""
-        learnt = priors["natural"]
-        through = map_of(view) if learnt else None
+        """Return the most likely images, or those that the network makes of the release where it is the better."""
+        natural = priors["natural"]
+        through = map_of(view) if natural else None
         if through is None:
             return Reconstruction(resize(view.images, view.image_shape), aligned=view.has_partner,
                                   note="degenerate: as-released")
-        solver = _solver(view, through, Spectrum.from_tensors(learnt), self.iterations)
-        prior = ("the public power spectrum", "smoothness")[int(learnt["chosen"])]
-        closed = Reconstruction(solver.estimate(view.images), aligned=view.has_partner,
-                                note=f"most likely under {prior}")
-        if "learned" not in priors:
-            return closed
-        inverter = self._unet().load(priors["learned"], view)
-        tests = _tests(view)
-        seen = view.algorithm.protect(tests, rng).images
-        sharper = as_seen(view, inverter.estimate(seen, tests.labels), seen)
-        errors = [float(loss_of(found, tests.pixels).mean()) for found in (solver.estimate(seen), sharper)]
-        if errors[0] <= errors[1]:
-            return closed
-        found = as_seen(view, inverter.estimate(view.images, known_labels(view)), view.images)
-        return Reconstruction(found, aligned=view.has_partner, note=f"learned, {described(priors['learned'])}")
+        solver = _solver(view, through, Spectrum.from_tensors(natural), self.iterations)
+        if "learned" in priors:
+            inverter = self._unet().load(priors["learned"], view)
+            tests = _tests(view)
+            seen = view.algorithm.protect(tests, rng).images
+            ways = solver.estimate(seen), as_seen(view, inverter.estimate(seen, tests.labels), seen)
+            closed, learned = (float(loss_of(found, tests.pixels).mean()) for found in ways)
+            if learned < closed:
+                found = as_seen(view, inverter.estimate(view.images, known_labels(view)), view.images)
+                return Reconstruction(found, aligned=view.has_partner, note=f"learned, {described(priors['learned'])}")
+        prior = ("the public power spectrum", "smoothness")[int(natural["chosen"])]
+        return Reconstruction(solver.estimate(view.images), aligned=view.has_partner,
+                              note=f"most likely under {prior}")
 
     def _unet(self) -> UnetPrior:
         return UnetPrior(self.steps, self.batch, self.width, self.depth, self.rate, self.amp)
