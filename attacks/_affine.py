@@ -43,6 +43,15 @@ def map_of(view: View) -> AffineMap | None:
     return affine_map(algorithm.defense, view.image_shape) if fixed else None
 
 
+def mirrors(view: View) -> bool:
+    """Say whether the view's defense is a fixed affine map that turns mirrored images into mirrored releases."""
+    through = map_of(view)
+    if through is None:
+        return False
+    some = torch.rand(1, *view.image_shape, generator=generator(0), dtype=torch.float64)
+    return bool((through(some.flip(3)) - through(some).flip(3)).abs().max() < _TOLERANCE)
+
+
 def noise_of(view: View) -> float:
     """Return the variance of the rounding of released values."""
     # float releases keep the rounding of float32, of a map that may shrink fine detail far below it

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks import _ridge
-from ppbench.attacks._consistent import as_seen
+from ppbench.attacks._affine import mirrors
 from ppbench.attacks._pairs import (
     fixed,
     halves,
@@ -265,10 +265,9 @@ class InverterAttack(Attack):
         notes, courses = [], []
         for client, mine in targets_by_key(view).items():
             found = priors[named("inverter", client)]
-            images[mine] = self.prior().load(found, view).estimate(view.images[mine], labels[mine])
+            images[mine] = estimated(self.prior().load(found, view), view, view.images[mine], labels[mine])
             notes.append(described(found))
             courses.append(found["objective"].cummin(0).values[[0, -1]])  # the best iterate is kept
-        images = as_seen(view, images, view.images)
         return Reconstruction(images, aligned=view.has_partner, note=" | ".join(dict.fromkeys(notes)),
                               objective=torch.stack(courses, 1))
 
@@ -276,6 +275,14 @@ class InverterAttack(Attack):
 def known_labels(view: View) -> Tensor:
     """Return the targets' labels `[n]` int64, -1 where they are not granted."""
     return view.labels if "labels" in view.granted else torch.full((view.n_targets,), -1)
+
+
+def estimated(inverter: Inverter, view: View, released: Tensor, labels: Tensor) -> Tensor:
+    """Return estimates `[n, C, H, W]` in [0, 1]: of two, the mean, where mirrored images are released mirrored."""
+    found = inverter.estimate(released, labels)
+    if not mirrors(view):
+        return found
+    return (found + inverter.estimate(released.flip(3), labels).flip(3)) / 2
 
 
 def problem_of(view: View, free: bool) -> Problem:

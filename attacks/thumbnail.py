@@ -8,7 +8,7 @@ import torch
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks._affine import AffineMap, map_of, noise_of
 from ppbench.attacks._consistent import as_seen
-from ppbench.attacks._inverter import described, known_labels, loss_of
+from ppbench.attacks._inverter import described, estimated, known_labels, loss_of
 from ppbench.attacks._pairs import held_out, learnt
 from ppbench.attacks._wiener import Spectrum, Wiener
 from ppbench.attacks.unet_inverter import UnetPrior
@@ -102,10 +102,10 @@ class Thumbnail(Attack):
             inverter = self._unet().load(priors["learned"], view)
             tests = _tests(view)
             seen = view.algorithm.protect(tests, rng).images
-            ways = solver.estimate(seen), as_seen(view, inverter.estimate(seen, tests.labels), seen)
+            ways = solver.estimate(seen), as_seen(view, estimated(inverter, view, seen, tests.labels), seen)
             closed, learned = (float(loss_of(found, tests.pixels).mean()) for found in ways)
             if learned < closed:
-                found = as_seen(view, inverter.estimate(view.images, known_labels(view)), view.images)
+                found = as_seen(view, estimated(inverter, view, view.images, known_labels(view)), view.images)
                 return Reconstruction(found, aligned=view.has_partner, note=f"learned, {described(priors['learned'])}")
         prior = ("the public power spectrum", "smoothness")[int(natural["chosen"])]
         return Reconstruction(solver.estimate(view.images), aligned=view.has_partner,

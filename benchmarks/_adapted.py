@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from _real import cifar10, photographs
-from _table import Figure, at_most
+from _table import Figure, at_most, equal
 from torch import Tensor
 
 from ppbench.defense import Defense, Keys, draw_keys
@@ -14,7 +14,7 @@ from ppbench.model import Model, for_images
 from ppbench.recipe import Recipe
 from ppbench.seeding import generator, seeded
 from ppbench.training import Course, Trainer, steps_of
-from ppbench.victim import teach
+from ppbench.victim import accuracy, teach
 from ppbench.vit.pevit import without_order
 
 SMALL: dict[str, Any] = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2}
@@ -23,13 +23,14 @@ ADAMW = Recipe(batch=64, learning_rate=1e-3)
 
 def equivalence(quick: bool) -> list[Figure]:
     """Compare logits, training trajectories, and outputs for shuffled patches."""
-    test, _ = cifar10("test")
-    test = test[:1000] if quick else test
+    test, answers = (part[:1000] if quick else part for part in cifar10("test"))
     images, labels = cifar10("train")
     count = 640 if quick else len(images)
     plain = trained(images[:count], labels[:count])
     found = [at_most(f"trained ViT, {len(test)} CIFAR-10 test images", "max |logit difference|",
-                     difference(plain, BlockScrambling(), test), 1e-4)]
+                     difference(plain, BlockScrambling(), test), 1e-4),
+             equal(f"trained ViT, {len(test)} CIFAR-10 test images", "accuracy lost on the same weights, points",
+                   100 * lost(plain, BlockScrambling(), test, answers), 0)]
     found += [at_most(f"the same with new layers: {preset}", "max |logit difference|",
                       difference(plain, BlockScrambling(preset, absorb="layers"), test[:1000]), 1e-4)  # type: ignore[arg-type]
               for preset in ("etc", "le", "ele", "pe")]
@@ -81,6 +82,12 @@ def difference(plain: Model, defense: Defense, images: Tensor) -> float:
     """Return max |adapted model on encrypted images - plain model on plain images|."""
     keys, encrypted = encryption(defense, images)
     return (outputs(defense.adapt(plain, keys), encrypted) - outputs(plain, images)).abs().max().item()
+
+
+def lost(plain: Model, defense: Defense, images: Tensor, labels: Tensor) -> float:
+    """Return the accuracy of the plain model on plain images less that of the adapted one on encrypted images."""
+    keys, encrypted = encryption(defense, images)
+    return accuracy(plain, images, labels) - accuracy(defense.adapt(plain, keys), encrypted, labels)
 
 
 def trajectory(plain: Model, images: Tensor, labels: Tensor, test: Tensor) -> float:

@@ -18,9 +18,9 @@ CLIENTS = 5
 def federation(quick: bool) -> list[Figure]:
     """Train by FedAvg on plain images, under one key, and under a key for every client."""
     (images, labels), (test, answers) = cifar10("train"), cifar10("test")
-    if quick:
-        images, labels, test, answers = images[:1000], labels[:1000], test[:500], answers[:500]
-    recipe = Recipe(epochs=4 if quick else 20, batch=64, learning_rate=1e-3, clients=CLIENTS, local_epochs=2, amp=False)
+    count, queries = (1000, 500) if quick else (10000, 10000)
+    images, labels, test, answers = images[:count], labels[:count], test[:queries], answers[:queries]
+    recipe = Recipe(epochs=4 if quick else 10, batch=64, learning_rate=1e-3, clients=CLIENTS, local_epochs=2, amp=False)
     owner = deal(labels, CLIENTS, None, generator(0))
     sender = deal(answers, CLIENTS, None, generator(1))
     plain = fresh("timm:vit_tiny_patch16_224", SMALL, (3, 32, 32))
@@ -38,11 +38,11 @@ def federation(quick: bool) -> list[Figure]:
                                    defense.query(test, Keys(own.values, sender), generator(4))),
     }
     found, logits = [], {}
-    for name, (start, seen, queries) in cases.items():
+    for name, (start, seen, asked_for) in cases.items():
         model, _ = teach(start, Same(Lesson(seen, labels)), recipe, generator(5), owner=owner)
-        logits[name] = outputs(model, queries)
+        logits[name] = outputs(model, asked_for)
         found.append(Figure(f"FedAvg, {CLIENTS} clients, {recipe.rounds} rounds: {name}", "accuracy",
-                            accuracy(model, queries, answers)))
+                            accuracy(model, asked_for, answers)))
     found.append(at_most("FedAvg: one key against plain images", "accuracy difference, points",
                          100 * abs(found[0].value - found[1].value), 0.5))
     found.append(Figure("FedAvg: one key against plain images", "mean |logit difference|",

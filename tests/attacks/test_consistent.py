@@ -5,6 +5,7 @@ import torch
 from release_views import natural, view_of
 from torch import Tensor
 
+from ppbench.attacks._affine import mirrors
 from ppbench.attacks._consistent import as_seen
 from ppbench.data import Images
 from ppbench.seeding import generator
@@ -45,3 +46,14 @@ def test_the_nearest_point_is_found() -> None:
 def test_estimates_stay_where_there_is_no_fixed_linear_map(name: str, scope: str | None) -> None:
     view, images = view_of(PRIVATE, PUBLIC, name, scope=scope), torch.rand(6, 3, 16, 16, generator=generator(0))
     assert as_seen(view, images, view.images) is images
+
+
+@pytest.mark.parametrize(("name", "params"), LINEAR)
+def test_averages_of_mirrored_images_are_mirrored(name: str, params: dict[str, object]) -> None:
+    assert mirrors(view_of(PRIVATE, PUBLIC, name, params))
+
+
+@pytest.mark.parametrize(("name", "params", "scope"), [("block-scrambling", {}, "global"), ("gaussian-noise", {}, None),
+                                                       ("mixup", {"images": 2}, None)])
+def test_keys_and_noise_are_not(name: str, params: dict[str, object], scope: str | None) -> None:
+    assert not mirrors(view_of(PRIVATE, PUBLIC, name, params, scope=scope))
