@@ -2,7 +2,7 @@
 
     python benchmarks/victims.py [--quick] [--json FILE]
 
-The full form trains every victim of `leaderboards/suites/victims.toml` on CIFAR-10 (some four hours on two cores; a
+The full form trains every victim of `leaderboards/suites/victims.toml` on CIFAR-10 (some six hours on two cores; a
 stopped one goes on in `runs/`); the quick form does the same on a few hundred images. data/cifar10.npz must be there.
 """
 
