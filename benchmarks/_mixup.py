@@ -24,8 +24,8 @@ def brief(tables: Tables) -> Tables:
     tables["dataset"] = [table | {"private": 400, "public": 800} for table in tables["dataset"]]
     for table in tables["attack"]:
         if table.get("steps"):
-            table |= {"steps": 60, "width": 24, "depth": 2, "batch": 32}
-    return tables | {"targets": 64}
+            table |= {"steps": 40, "width": 24, "depth": 2, "batch": 32}
+    return tables | {"targets": 32}
 
 
 def figures(row: Row, linear: float, quick: bool) -> list[Figure]:
