@@ -37,7 +37,7 @@ class AffineMap:
 
 
 def map_of(view: View) -> AffineMap | None:
-    """Return the view's defense as an affine map; None where it has keys, partners fail, or it is no such map."""
+    """Return the view's defense as an affine map; None where it has keys, releases without partners, or is none."""
     algorithm = view.algorithm
     fixed = algorithm.key_scope is None and algorithm.defense.partnered
     return affine_map(algorithm.defense, view.image_shape) if fixed else None
@@ -102,5 +102,3 @@ def _affine(protect: Protector, shape: Shape) -> AffineMap:
 
     adjoint(middle)  # fails here if at all
     return AffineMap(forward, adjoint, (middle - forward(grey))[0])
-
-

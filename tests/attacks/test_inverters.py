@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ppbench.attack import check_reconstruction
 from ppbench.attacks import _ridge
+from ppbench.attacks._affine import mirrors
 from ppbench.attacks._inverter import (
     Inverter,
     InverterAttack,
@@ -223,6 +224,19 @@ def test_harmful_training_is_undone(attack: InverterAttack) -> None:
     linear = wild.prior().load(priors["inverter"], view).base
     straight, turned = (_ridge.apply(linear, some, view.image_shape) for some in (view.images, view.images.flip(3)))
     assert torch.equal(found.images, (straight + turned.flip(3)) / 2)
+
+
+@dataclass(frozen=True)
+class Aside(PerImageDefense):
+    """Linear, but another map for mirrored images: all columns move to the right, the last one to the left."""
+
+    def encrypt(self, images: Tensor, key: Tensors, rng: torch.Generator) -> Tensor:
+        return images.roll(1, 3)
+
+
+def test_only_maps_that_mirror_are_averaged_over_mirrored_releases() -> None:
+    assert mirrors(toy(ref=MIXUP))
+    assert not mirrors(with_defense(toy(), Aside()))
 
 
 @both
