@@ -29,6 +29,7 @@ LOG_BYTES = 256 * 1024
 _BEGUN = b"begun"
 _LONGEST = 2**20  # bytes of a message
 _POLL = 0.2  # seconds between looks at a job's memory and log
+_REAPING = threading.Lock()  # an exit status can be read once, and starting a process reads those of all others
 _MUTE = 97  # exit status of a job that could not report because its plug-in closed the pipe
 
 
@@ -47,7 +48,7 @@ class Processes:
         async with self._gate.entered():
             receiver, sender = self._context.Pipe(duplex=False)
             process: Any = self._context.Process(target=serve, args=(job.dump(), sender), daemon=True)
-            with _clean_start():
+            with _clean_start(), _REAPING:
                 process.start()
             sender.close()
             family = Family(process.pid)
@@ -56,8 +57,9 @@ class Processes:
                 return await asyncio.to_thread(_watch, process, family, receiver, job)
             finally:
                 family.end()
-                process.kill()  # where it did not get as far as to lead a session
-                process.join()
+                with _REAPING:
+                    process.kill()  # where it did not get as far as to lead a session
+                    process.join()
                 receiver.close()
                 _bound(job.log)
                 self._running.discard(family)
@@ -141,8 +143,9 @@ def _outcome(message: bytes) -> Outcome:
 
 
 def _ended(process: Any) -> Outcome:
-    process.join(5)
-    code = process.exitcode
+    with _REAPING:
+        process.join(5)
+        code = process.exitcode
     if code is not None and code < 0:
         return Outcome("killed", f"the process was ended by signal {-code}"
                                  + (" (out of memory?)" if code == -signal.SIGKILL else ""))
