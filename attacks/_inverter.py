@@ -9,7 +9,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks import _ridge
 from ppbench.attacks._affine import mirrors
+from ppbench.attacks._descent import Course, Descent, copied, descend
 from ppbench.attacks._pairs import (
     fixed,
     halves,
@@ -35,15 +35,10 @@ from ppbench.data import Shape
 from ppbench.defense import Pieces
 from ppbench.metrics import SSIM_WINDOW, ssim
 from ppbench.seeding import seeded, spawn
-from ppbench.training import write_attention_out
 from ppbench.view import View
 
-EVALUATIONS = 5  # after the start
 MAX_HELD = 2**20  # plain values on which iterates are compared
 PASSES = 200  # at most, over fixed pairs
-WARM_UP = 0.1  # share of the steps
-WEIGHT_DECAY = 0.02
-CLIP = 1.0  # norm of a gradient
 GAIN = 0.1  # of a network's output: Adam's first steps, of equal size whatever the gradient, would spoil the base
 _AT_ONCE = 2**18  # plain values in a forward pass without gradients
 
@@ -91,22 +86,6 @@ class Inverter:
                           for some, theirs in zip(released.split(rows), labels.split(rows), strict=True)])
 
 
-class Course(NamedTuple):
-    """How training went.
-
-    Attributes:
-        flat: held-out loss of the mean training image.
-        losses: held-out losses: of the base, then at each evaluation.
-        best: the step of the lowest.
-        steps: how many were planned.
-    """
-
-    flat: float
-    losses: list[float]
-    best: int
-    steps: int
-
-
 @dataclass(frozen=True)
 class InverterPrior(Prior):
     """Train a network on plain and released images: with keys of one's own, on known pairs, or both.
@@ -120,7 +99,7 @@ class InverterPrior(Prior):
         batch: pairs in a step.
         width: channels or token width of the network.
         depth: blocks of the network.
-        rate: highest learning rate (AdamW, Loshchilov & Hutter 2019; warm-up, then half a cosine to 0).
+        rate: highest learning rate (of `descend`).
         amp: learn in bfloat16.
         client: whose pairs are learnt from, where clients have keys of their own; -1 = everyone's.
     """
@@ -174,19 +153,19 @@ class InverterPrior(Prior):
         inverter = self._start(problem_of(view, free=moved(view)), some, held)
         course = self._descend(inverter, batches, steps, held)
         if pairs is None:
-            return _stored(inverter, course, "own keys")
+            return _stored(inverter, held, course, "own keys")
         some, held = halves(pairs)
         steps = self._fewer(some)
         tuning = self._descend(inverter, fixed(some, self.batch, steps, rng), steps, held)
-        return _stored(inverter, tuning, f"own keys ({course.best} steps), then {len(pairs)} pairs")
+        return _stored(inverter, held, tuning, f"own keys ({course.best} steps), then {len(pairs)} pairs")
 
     def _from_pairs(self, view: View, pairs: Simulated, rng: torch.Generator) -> Tensors:
         """Learn from known pairs alone: where a key serves many images, even the order of moved blocks tells."""
         some, held = halves(pairs)
         inverter = self._start(problem_of(view, free=False), some, held)
         steps = self._fewer(some)
-        return _stored(inverter, self._descend(inverter, fixed(some, self.batch, steps, rng), steps, held),
-                       f"{len(pairs)} pairs")
+        course = self._descend(inverter, fixed(some, self.batch, steps, rng), steps, held)
+        return _stored(inverter, held, course, f"{len(pairs)} pairs")
 
     def _fewer(self, some: Simulated) -> int:
         """Return the steps worth taking on so many fixed pairs."""
@@ -199,37 +178,15 @@ class InverterPrior(Prior):
 
     def _descend(self, inverter: Inverter, batches: Iterator[Simulated], steps: int, held: Simulated) -> Course:
         """Minimise the loss in place, and leave the iterate that was best on the held pairs in the network."""
-        net, device = inverter.net, held.plain.device
-        if self.amp:
-            net.to(memory_format=torch.channels_last)  # the kernels of bfloat16 are fastest so
-            write_attention_out(net)
-        held = held[torch.arange(min(len(held), max(1, MAX_HELD // held.plain[0].numel())))]
-        optimiser = torch.optim.AdamW(net.parameters(), self.rate, weight_decay=WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / steps))
-        due = {math.ceil(steps * k / EVALUATIONS) for k in range(1, EVALUATIONS + 1)}
-        losses, best, kept = [_judged(inverter, held)], 0, _copied(net)
-        flat = float(loss_of(inverter.base["mean"].expand_as(held.plain), held.plain).mean())
-        for step, some in enumerate(batches, 1):
-            net.train()
-            optimiser.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
-                estimates = inverter.raw(some.released, some.labels)
-            loss = loss_of(estimates.float(), some.plain).mean()
-            if not loss.isfinite():
-                break  # diverged: what was best before stays
-            loss.backward()
-            nn.utils.clip_grad_norm_(net.parameters(), CLIP)
-            optimiser.step()
-            schedule.step()
-            if step in due:
-                now = _judged(inverter, held)
-                if not math.isfinite(now):
-                    break
-                if now < min(losses):
-                    best, kept = step, _copied(net)
-                losses.append(now)
-        net.load_state_dict(kept)
-        return Course(flat, losses, best, steps)
+        held = _judging(held)
+
+        def loss(some: Simulated) -> Tensor:
+            return loss_of(inverter.raw(some.released, some.labels).float(), some.plain).mean()
+
+        def judge() -> float:
+            return float(loss_of(inverter.estimate(held.released, held.labels), held.plain).mean())
+
+        return descend(inverter.net, batches, loss, judge, Descent(steps, self.rate, self.amp))
 
 
 @dataclass(frozen=True)
@@ -309,30 +266,21 @@ def loss_of(estimates: Tensor, plain: Tensor) -> Tensor:
     return error + 1 - ssim(estimates, plain, torch.float32)
 
 
-def _judged(inverter: Inverter, held: Simulated) -> float:
-    return float(loss_of(inverter.estimate(held.released, held.labels), held.plain).mean())
-
-
-def _rate(passed: float) -> float:
-    """Return the share of the highest learning rate after this share of the steps."""
-    if passed < WARM_UP:
-        return (passed + 0.01) / (WARM_UP + 0.01)
-    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (passed - WARM_UP) / (1 - WARM_UP)))
-
-
-def _copied(net: nn.Module) -> Tensors:
-    return {name: value.detach().clone() for name, value in net.state_dict().items()}
-
-
 def _under(found: Tensors, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
 
 
-def _stored(inverter: Inverter, course: Course, regime: str) -> Tensors:
-    facts = {"objective": torch.tensor([course.flat, *course.losses]), "free": torch.tensor(inverter.problem.free),
+def _judging(held: Simulated) -> Simulated:
+    return held[torch.arange(min(len(held), max(1, MAX_HELD // held.plain[0].numel())))]
+
+
+def _stored(inverter: Inverter, held: Simulated, course: Course, regime: str) -> Tensors:
+    plain = _judging(held).plain
+    flat = float(loss_of(inverter.base["mean"].expand_as(plain), plain).mean())
+    facts = {"objective": torch.tensor([flat, *course.losses]), "free": torch.tensor(inverter.problem.free),
              "best": torch.tensor([course.best, course.steps]),
              "regime": torch.tensor(list(regime.encode()), dtype=torch.uint8)}
-    net = {f"net.{name}": value for name, value in _copied(inverter.net).items()}
+    net = {f"net.{name}": value for name, value in copied(inverter.net).items()}
     return facts | net | {f"base.{name}": value for name, value in inverter.base.items()}
 
 

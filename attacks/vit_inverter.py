@@ -2,10 +2,17 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
+from ppbench.attack import Prior, Priors, Reconstruction
+from ppbench.attacks._arranger import ArrangerPrior, arranged, size_of_whole_pieces
 from ppbench.attacks._inverter import InverterAttack, InverterPrior, Problem
 from ppbench.attacks._inverter_vit import VitCodec
+from ppbench.attacks._pairs import telling_pairs
+from ppbench.attacks._simulate import ANYONE
+from ppbench.blocks import cut
+from ppbench.view import View
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,8 @@ class VitInverter(InverterAttack):
     A masked-autoencoder-style encoder and decoder (arXiv 2111.06377) on top of the linear MMSE estimate; where the
     defense moves blocks, the encoder knows no positions. Known pairs are learnt from as well.
 
+    Where blocks are moved and nothing else, and no pairs tell how, a permutation head puts them back (`arrange`).
+
     Attributes:
         steps: optimiser steps.
         batch: pairs in a step.
@@ -31,6 +40,7 @@ class VitInverter(InverterAttack):
         depth: blocks of the encoder, and of the decoder.
         rate: highest learning rate.
         amp: learn in bfloat16: several times as fast on a GPU or a CPU with AMX, slow on other CPUs.
+        arrange: estimate where moved blocks belong, and put them there; false: paint the image anew.
     """
 
     requires = frozenset({"images", "public", "algorithm"})
@@ -42,7 +52,29 @@ class VitInverter(InverterAttack):
     depth: int = 2
     rate: float = 2e-3
     amp: bool = False
+    arrange: bool = True
 
     def prior(self) -> InverterPrior:
         """Name the inverter to train."""
         return VitPrior(self.steps, self.batch, self.width, self.depth, self.rate, self.amp)
+
+    def priors(self, view: View) -> dict[str, Prior]:
+        """Name the arranger to train, or the inverters."""
+        arranger = self._arranger(view)
+        return super().priors(view) if arranger is None else {"arranger": arranger}
+
+    def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
+        """Return every target with its blocks where they are believed to belong, or the inverter's estimate."""
+        arranger = self._arranger(view)
+        if arranger is None:
+            return super().run(view, priors, rng)
+        found = priors["arranger"]
+        images = arranged(arranger.load(found, view), cut(view.images, arranger.size), bool(found["hard"]))
+        best, steps = found["best"].tolist()
+        return Reconstruction(images, note=f"arranged; step {best} of {steps}", objective=found["objective"])
+
+    def _arranger(self, view: View) -> ArrangerPrior | None:
+        size = size_of_whole_pieces(view) if self.arrange else None
+        if size is None or telling_pairs(view, ANYONE) is not None:
+            return None
+        return ArrangerPrior(size, self.steps, self.batch, self.width, self.depth, self.rate, self.amp)
