@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -87,11 +87,23 @@ class Split:
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """How many images each part gets."""
+    """How many images each part gets, and whether the adversary knows anyone in the private ones.
+
+    Attributes:
+        private: to be protected.
+        public: the adversary's own.
+        test: that measure task accuracy.
+        disjoint: public images are of other classes (of faces: of other people) than private and test images.
+    """
 
     private: int
     public: int
     test: int
+    disjoint: bool = False
+
+    def described(self) -> dict[str, Any]:
+        """Return the sizes as JSON values; `disjoint` only where it holds."""
+        return {name: value for name, value in asdict(self).items() if name != "disjoint" or value}
 
 
 def split(pools: Mapping[str, Pool], sizes: SplitSizes, seed: int) -> Split:
@@ -101,6 +113,9 @@ def split(pools: Mapping[str, Pool], sizes: SplitSizes, seed: int) -> Split:
     from one pool share a class that is too small for all of them in proportion to their sizes. As long as no class
     runs short, the first private images (the targets) are the same whatever the sizes.
 
+    Where public is to be `disjoint`, classes are drawn for it until they hold enough images, and all others are left
+    to private and test.
+
     Raises:
         UserError: a pool is too small for what is asked of it.
         ContractError: the pools are not what `Dataset.pools` promises.
@@ -109,22 +124,43 @@ def split(pools: Mapping[str, Pool], sizes: SplitSizes, seed: int) -> Split:
     wanted = {"private": sizes.private, "public": sizes.public, "test": sizes.test}
     origin = {part: _origin(part, pools) for part in wanted}
     rng = np.random.default_rng(seed)
+    known = _known_classes(pools[origin["public"]], sizes, rng) if sizes.disjoint else None
     seen: set[bytes] = set()
     drawn: dict[str, Images] = {}
     offset = 0
     for name in dict.fromkeys(origin.values()):
         pool = pools[name]
         parts = [part for part in wanted if origin[part] == name]
-        counts = [wanted[part] for part in parts]
-        distinct = _distinct(pool.pixels, seen)
-        if sum(counts) > len(distinct):
-            raise UserError(f"the data set has {len(distinct)} distinct images for {' + '.join(parts)}, "
-                            f"but {sum(counts)} are asked for: lower {' or '.join(parts)}")
-        for part, rows in zip(parts, _deal(pool.labels, rng.permutation(distinct), counts), strict=True):
-            drawn[part] = _as_images(pool, rows, offset)
+        shuffled = rng.permutation(_distinct(pool.pixels, seen))
+        for group in _groups(parts, sizes.disjoint):
+            rows = shuffled if known is None else shuffled[np.isin(pool.labels[shuffled], known) == ("public" in group)]
+            counts = [wanted[part] for part in group]
+            if sum(counts) > len(rows):
+                kind = "" if known is None else " of such classes" if "public" in group else " of the other classes"
+                raise UserError(f"the data set has {len(rows)} distinct images for {' + '.join(group)}{kind}, "
+                                f"but {sum(counts)} are asked for: lower {' or '.join(group)}"
+                                + (" or public" if kind and "public" not in group else ""))
+            for part, mine in zip(group, _deal(pool.labels, rows, counts), strict=True):
+                drawn[part] = _as_images(pool, mine, offset)
         offset += len(pool.labels)
     classes = 1 + max(int(pool.labels.max(initial=0)) for pool in pools.values())
     return Split(**drawn, classes=classes)
+
+
+def _known_classes(pool: Pool, sizes: SplitSizes, rng: np.random.Generator) -> np.ndarray:
+    """Draw classes for public alone, in a random order, until their images suffice."""
+    classes, counts = np.unique(pool.labels, return_counts=True)
+    order = rng.permutation(len(classes))
+    enough = int(np.searchsorted(counts[order].cumsum(), sizes.public)) + 1
+    return classes[order[:enough]]
+
+
+def _groups(parts: list[str], disjoint: bool) -> list[list[str]]:
+    """Return which parts share the images of a pool."""
+    if not disjoint:
+        return [parts]
+    groups = [[part for part in parts if part == "public"], [part for part in parts if part != "public"]]
+    return [group for group in groups if group]
 
 
 def check_pools(pools: Mapping[str, Pool]) -> None:

@@ -131,7 +131,7 @@ class Flow:
 
     async def split(self, dataset: DatasetPlan, seed: int) -> Artefact:
         """Private, public and test images."""
-        params = {"ref": self._ref(dataset.ref), "size": dataset.size, "sizes": asdict(dataset.sizes),
+        params = {"ref": self._ref(dataset.ref), "size": dataset.size, "sizes": dataset.sizes.described(),
                   "seed": derive_seed(seed, "split", dataset.ref.identity), "content": dataset.content}
         return await self.make(Step("split", "split", {}, params, 0, (dataset.ref.code,)))
 
@@ -306,6 +306,11 @@ class Flow:
         inputs = {"split": await self.split(cell.dataset, cell.seed)}
         return await self.make(Step("judge", "judge", inputs, {}, derive_seed(cell.seed, "judge")))
 
+    async def verifier(self, cell: Cell) -> Artefact:
+        """The network that tells people apart, trained on public ones."""
+        inputs = {"split": await self.split(cell.dataset, cell.seed)}
+        return await self.make(Step("verifier", "verifier", inputs, {}, derive_seed(cell.seed, "verifier")))
+
     async def guess(self, cell: Cell, metric: str) -> Artefact | None:
         """The best blind guesses for a metric; None where it cannot be measured."""
         view = await self.public_view(cell)
@@ -328,6 +333,8 @@ class Flow:
             inputs["outer"] = outer
         if {"identification", "recognition"} & set(groups):
             inputs["judge"] = await self.judge(cell)
+        if "verification" in groups:
+            inputs["verifier"] = await self.verifier(cell)
         for metric in GUESSED:
             if metric in groups:
                 guess = await self.guess(cell, metric)

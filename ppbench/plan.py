@@ -37,11 +37,11 @@ class DatasetPlan:
     def described(self) -> dict[str, Any]:
         """What a row says of it: parameters, sizes, and the start of the content's digest."""
         content = {"content": self.content[:12]} if self.content else {}
-        return {**self.ref.params, "size": self.size, **asdict(self.sizes), **content}
+        return {**self.ref.params, "size": self.size, **self.sizes.described(), **content}
 
     def identity(self) -> list[Any]:
         """What the split is a function of, seed apart."""
-        return [self.ref.identity, self.content[:16], self.size, asdict(self.sizes)]
+        return [self.ref.identity, self.content[:16], self.size, self.sizes.described()]
 
 
 @dataclass(frozen=True)

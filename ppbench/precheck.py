@@ -12,6 +12,7 @@ from ppbench.metrics import SSIM_WINDOW
 from ppbench.plan import DatasetPlan, Plan, label
 from ppbench.plugins import build
 from ppbench.store import json_digest
+from ppbench.verifier import SMALLEST as VERIFIED
 
 
 async def check_data(plan: Plan, flow: Flow) -> None:
@@ -56,7 +57,10 @@ def _check_shape(plan: Plan, shape: Shape, classes: int) -> None:
             min(cell.dataset.sizes.public for cell in plan.cells) < 2:
         raise UserError("identification and recognition train a judge on the public images: set public to at least 2, "
                         "or leave both out of the score groups")
-    smallest = {"ssim": SSIM_WINDOW, "identification": JUDGED, "recognition": JUDGED}
+    if "verification" in plan.score.groups and not all(cell.dataset.sizes.disjoint for cell in plan.cells):
+        raise UserError("verification learns faces from other people than those in private: set disjoint = true in "
+                        "[[dataset]], or leave verification out of the score groups")
+    smallest = {"ssim": SSIM_WINDOW, "identification": JUDGED, "recognition": JUDGED, "verification": VERIFIED}
     for group in plan.score.groups:
         if min(shape[1:]) < smallest.get(group, 1):
             name = "SSIM" if group == "ssim" else group

@@ -123,7 +123,7 @@ def _unique(cells: list[Cell]) -> tuple[Cell, ...]:
 def _dataset(table: DatasetTable, folder: Path) -> DatasetPlan:
     ref, cls = find_plugin("datasets", table, folder)
     assert issubclass(cls, Dataset)
-    sizes = SplitSizes(table.private, table.public, table.test)
+    sizes = SplitSizes(table.private, table.public, table.test, table.disjoint)
     content = ""
     if "path" in ref.params:
         path = resolved(folder, ref.params["path"])

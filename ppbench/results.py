@@ -27,9 +27,10 @@ COLUMNS: tuple[str, ...] = (
     "intervals_conditional_on",
     # scores
     "ssim", "ssim_low", "ssim_high", "psnr", "lpips", "identification", "identification_feature", "gallery",
-    "recognition", "ssim_worst", "lpips_worst", "release_ssim", "release_psnr",
+    "recognition", "verification", "verification_plain", "ssim_worst", "lpips_worst", "release_ssim", "release_psnr",
     # floors
     "ssim_floor", "lpips_floor", "identification_floor", "identification_feature_floor", "recognition_floor",
+    "verification_floor",
     "floor_method",
     # leakage
     "leakage_ssim", "leakage_ssim_low", "leakage_ssim_high", "leakage_lpips", "leakage_lpips_low",
@@ -38,15 +39,15 @@ COLUMNS: tuple[str, ...] = (
     "task_accuracy", "task_accuracy_honest", "task_accuracy_plain", "victim_adapted",
     # meaning
     "ssim_def", "psnr_def", "lpips_def", "identification_def", "identification_feature_def",
-    "recognition_def",
+    "recognition_def", "verification_def",
     # origin
     "ppbench", "version_torch", "version_torchvision", "version_timm", "device", "threads", "defense_code",
     "attack_code", "artefact",
 )
 PER_IMAGE_COLUMNS: tuple[str, ...] = (
     "cell", "dataset", "defense", "attack", "threat", "seed", "target", "ssim", "psnr", "lpips", "identification",
-    "identification_feature", "recognition", "release_ssim", "release_psnr", "ssim_floor", "lpips_floor",
-    "identification_floor",
+    "identification_feature", "recognition", "verification", "release_ssim", "release_psnr", "ssim_floor",
+    "lpips_floor", "identification_floor",
 )
 
 Row = dict[str, Any]

@@ -28,6 +28,7 @@ from ppbench.perceptual import Lpips, Net, Trunk, find_trunk
 from ppbench.seeding import spawn
 from ppbench.stats import mean_interval, ratio_interval
 from ppbench.suspect import flags
+from ppbench.verifier import VERIFICATION_DEFINITION, Album, Verifier
 
 PERFECT: dict[str, float] = {"ssim": 1.0, "lpips": 0.0, "identification": 1.0}
 
@@ -37,7 +38,7 @@ class ScoreSettings:
     """What is measured, and how.
 
     Attributes:
-        groups: `ssim`, `psnr`, `lpips`, `identification`, `recognition`.
+        groups: `ssim`, `psnr`, `lpips`, `identification`, `recognition`, `verification`.
         lpips_trunk: LPIPS's network.
         distractors: gallery images beside the targets, or all there are.
     """
@@ -58,6 +59,7 @@ class Truth:
         labels_known: the adversary knows the targets' labels.
         guesses: metric -> best blind guesses.
         judge: weights of the classifier trained on public images.
+        verifier: weights of the network that tells people apart.
     """
 
     images: Split
@@ -66,6 +68,7 @@ class Truth:
     labels_known: bool
     guesses: Mapping[str, Guesses]
     judge: Tensors | None
+    verifier: Tensors | None = None
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,15 @@ def score(truth: Truth, found: Reconstruction, outer: Reconstruction | None, set
     if isinstance(lpips, str):
         sheet.notes.append(lpips)
     scorers = _scorers(truth, private, aligned, settings, lpips if isinstance(lpips, Lpips) else None)
+    if "verification" in settings.groups and truth.verifier is not None:
+        album = _album(truth.verifier, truth)
+        scorers["verification"] = album.verified
+        sheet.values["verification_plain"] = float(album.plain.nanmean())
     floors = _floors(truth, private, aligned, within, scorers, spawn(rng), sheet)
     for name, scorer in scorers.items():
         per_image = scorer(estimates).double()
         sheet.per_image[name] = per_image
-        sheet.values[name] = float(per_image.mean())
+        sheet.values[name] = float(per_image.nanmean())
         if name in floors:
             _calibrate(sheet, name, per_image, floors[name], spawn(rng))
     if "identification" in scorers:
@@ -183,6 +190,13 @@ def _gallery(truth: Truth, settings: ScoreSettings) -> Tensor:
     return torch.cat([truth.images.private.pixels[: truth.targets], others[: settings.distractors]])
 
 
+def _album(verifier: Tensors, truth: Truth) -> Album:
+    """Return all photos of private people: private ones, the targets first, and test images."""
+    parts = (truth.images.private, truth.images.test)
+    photos = Images(*(torch.cat([getattr(part, name) for part in parts]) for name in ("pixels", "labels", "ids")))
+    return Album(Verifier(verifier), photos, truth.targets)
+
+
 def _floors(truth: Truth, private: Tensor, aligned: bool, within: int | None, scorers: Mapping[str, Scorer],
             rng: torch.Generator, sheet: Sheet) -> dict[str, Tensor]:
     """Score the best blind guesses on the targets by the same protocol as the attack.
@@ -201,7 +215,8 @@ def _floors(truth: Truth, private: Tensor, aligned: bool, within: int | None, sc
             floors[metric] = scorers[metric](images).double()
             sheet.texts[f"{metric}_floor_method"] = guess.method
     # What the judge sees in a blind guess says little: its floor is public images, of the label where it is known.
-    measured = [name for name in (*PERFECT, "identification_feature", "recognition") if name in scorers]
+    measured = [name for name in (*PERFECT, "identification_feature", "recognition", "verification")
+                if name in scorers]
     floored = [name for name in measured if name not in floors] if aligned else measured
     draws = _aligned_floor if aligned else unordered_floor
     drawn = draws(truth.images.public, labels, private, {name: scorers[name] for name in floored}, rng, within)
@@ -231,7 +246,7 @@ def _better(name: str, one: Tensor, other: Tensor) -> bool:
 def _calibrate(sheet: Sheet, name: str, per_image: Tensor, floor: Tensor, rng: torch.Generator) -> None:
     """Add the floor, and for the metrics that have one the leakage with its interval over targets."""
     sheet.per_image[f"{name}_floor"] = floor
-    sheet.values[f"{name}_floor"] = float(floor.mean())
+    sheet.values[f"{name}_floor"] = float(floor.nanmean())
     if name not in PERFECT or sheet.values[f"{name}_floor"] == PERFECT[name]:
         return
     gained, possible = per_image - floor, PERFECT[name] - floor
@@ -266,7 +281,8 @@ def _define(sheet: Sheet, settings: ScoreSettings, lpips: Lpips | str | None) ->
     definitions: dict[str, Any] = {"ssim": SSIM_DEFINITION, "psnr": PSNR_DEFINITION,
                                    "identification": IDENTIFICATION_DEFINITION,
                                    "identification_feature": FEATURE_DEFINITION,
-                                   "recognition": RECOGNITION_DEFINITION}
+                                   "recognition": RECOGNITION_DEFINITION,
+                                   "verification": VERIFICATION_DEFINITION}
     for name, definition in definitions.items():
         if name in sheet.values:
             sheet.texts[f"{name}_def"] = definition

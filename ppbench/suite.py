@@ -46,6 +46,8 @@ class DatasetTable(PlugInTable):
     """The adversary's own images."""
     test: int = Field(144, ge=1)
     """Images that measure task accuracy."""
+    disjoint: bool = False
+    """The adversary's own images are of other classes (of faces: of other people) than private and test images."""
 
 
 class DefenseTable(PlugInTable):
@@ -95,7 +97,8 @@ class ThreatTable(Table):
 class ScoreTable(Table):
     """`[score]`: what is measured."""
 
-    groups: list[Literal["ssim", "psnr", "lpips", "identification", "recognition", "task"]] = [
+    groups: list[Literal["ssim", "psnr", "lpips", "identification", "recognition", "verification",
+                          "task"]] = [
         "ssim", "psnr", "lpips", "identification", "recognition", "task"]
     lpips_trunk: Literal["squeeze", "alex", "vgg"] = "squeeze"
     distractors: int = Field(1000, ge=0)

@@ -236,6 +236,17 @@ def test_images_too_small_for_ssim_are_told(refused: Callable[..., str], place: 
     assert holds(text, "SSIM needs images of at least 11 pixels", "8 x 8", "choose a larger size")
 
 
+def test_verification_by_known_people_is_told(refused: Callable[..., str], place: Path) -> None:
+    (place / "known.toml").write_text(BASE.replace('"psnr"', '"verification"'))
+    assert holds(refused(suite="known.toml"), "other people than those in private", "set disjoint = true")
+
+
+def test_too_few_disjoint_images_are_told(refused: Callable[..., str], place: Path) -> None:
+    """Two classes of 20: eight public images take one of them."""
+    (place / "few.toml").write_text(BASE.replace("private = 8", "private = 18\ndisjoint = true"))
+    assert holds(refused(suite="few.toml"), "20 distinct images for private + test of the other classes", "lower")
+
+
 # --- suites
 
 def put(suite: str, old: str, new: str) -> str:

@@ -185,3 +185,36 @@ def test_pools_that_break_the_contract_are_named(pools: dict[str, Pool], words: 
         check_pools(pools)
     with pytest.raises(ContractError, match=words):
         split(pools, SplitSizes(1, 1, 1), 0)
+
+
+@given(st.sampled_from([("all",), ("train", "test"), ("private", "public", "test")]), SEEDS, st.integers(1, 30))
+def test_disjoint_public_images_are_of_other_classes(layout: tuple[str, ...], seed: int, public: int) -> None:
+    pools = {name: pool_of([label for label in range(12) for _ in range(6)], 72 * i) for i, name in enumerate(layout)}
+    result = split(pools, SplitSizes(20, public, 10, disjoint=True), seed)
+    assert [len(part) for part in parts_of(result)] == [20, public, 10]
+    known = set(result.public.labels.tolist())
+    assert len(known) == -(-public // 6)  # no more people than are needed
+    assert not known & set(torch.cat([result.private.labels, result.test.labels]).tolist())
+    ids = torch.cat([part.ids for part in parts_of(result)]).tolist()
+    assert len(set(ids)) == len(ids)
+    assert result.classes == 12
+
+
+def test_other_seeds_draw_other_classes_for_public() -> None:
+    pools = {"all": pool_of([label for label in range(12) for _ in range(6)])}
+    drawn = {tuple(split(pools, SplitSizes(20, 12, 10, disjoint=True), seed).public.labels.unique().tolist())
+             for seed in range(8)}
+    assert len(drawn) > 4
+
+
+def test_too_few_disjoint_images_are_told() -> None:
+    pools = {"all": pool_of([0] * 10 + [1] * 10)}
+    with pytest.raises(UserError, match=r"10 distinct images for private \+ test of the other classes, but 12"):
+        split(pools, SplitSizes(6, 5, 6, disjoint=True), 0)
+    with pytest.raises(UserError, match="20 distinct images for public of such classes, but 21 are asked for"):
+        split(pools, SplitSizes(6, 21, 6, disjoint=True), 0)
+
+
+def test_only_a_disjoint_split_says_so() -> None:
+    assert SplitSizes(1, 2, 3).described() == {"private": 1, "public": 2, "test": 3}
+    assert SplitSizes(1, 2, 3, disjoint=True).described()["disjoint"] is True
