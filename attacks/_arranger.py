@@ -20,7 +20,7 @@ from ppbench.minibatches import shuffled_passes
 from ppbench.seeding import seeded
 from ppbench.view import View
 
-MOST_PIECES = 1024  # of an image
+MOST_PIECES = 256  # of an image: all pairs of them are compared
 _PAIRS = 2**18  # of pieces, in a batch
 _HELD = 256  # images on which iterates are compared, at most
 
@@ -33,7 +33,7 @@ class ArrangerPrior(Prior):
         size: side of a piece in pixels.
         steps: optimiser steps.
         batch: images in a step; fewer where they have many pieces.
-        width: of a token, and of what is compared of two pieces.
+        width: of a token; half of it are the values that are compared of two pieces.
         depth: blocks of the transformer.
         rate: highest learning rate (of `descend`).
         amp: learn in bfloat16.

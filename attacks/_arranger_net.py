@@ -23,11 +23,12 @@ class Neighbours(nn.Module):
 
     def __init__(self, pixels: int, width: int) -> None:
         super().__init__()
-        self.end, self.start = nn.Linear(pixels, width, bias=False), nn.Linear(pixels, width)
+        compared = max(_NARROW, width // 2)  # every pair holds so many values at a time
+        self.end, self.start = nn.Linear(pixels, compared, bias=False), nn.Linear(pixels, compared)
         with torch.no_grad():
             self.start.weight.copy_(-self.end.weight)  # differences to begin with
-        self.before, self.behind = _silent(width, width), _silent(width, width)
-        self.pair = nn.Sequential(nn.Linear(width, _NARROW), nn.GELU(), nn.Linear(_NARROW, _NARROW), nn.GELU(),
+        self.before, self.behind = _silent(width, compared), _silent(width, compared)
+        self.pair = nn.Sequential(nn.Linear(compared, _NARROW), nn.GELU(), nn.Linear(_NARROW, _NARROW), nn.GELU(),
                                   nn.Linear(_NARROW, 1))
         self.last, self.first = Alone(pixels, width), Alone(pixels, width)
 

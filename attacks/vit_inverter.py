@@ -71,7 +71,8 @@ class VitInverter(InverterAttack):
         found = priors["arranger"]
         images = arranged(arranger.load(found, view), cut(view.images, arranger.size), bool(found["hard"]))
         best, steps = found["best"].tolist()
-        return Reconstruction(images, note=f"arranged; step {best} of {steps}", objective=found["objective"])
+        return Reconstruction(images, aligned=view.has_partner, note=f"arranged; step {best} of {steps}",
+                              objective=found["objective"])
 
     def _arranger(self, view: View) -> ArrangerPrior | None:
         size = size_of_whole_pieces(view) if self.arrange else None

@@ -135,11 +135,7 @@ def split(pools: Mapping[str, Pool], sizes: SplitSizes, seed: int) -> Split:
         for group in _groups(parts, sizes.disjoint):
             rows = shuffled if known is None else shuffled[np.isin(pool.labels[shuffled], known) == ("public" in group)]
             counts = [wanted[part] for part in group]
-            if sum(counts) > len(rows):
-                kind = "" if known is None else " of such classes" if "public" in group else " of the other classes"
-                raise UserError(f"the data set has {len(rows)} distinct images for {' + '.join(group)}{kind}, "
-                                f"but {sum(counts)} are asked for: lower {' or '.join(group)}"
-                                + (" or public" if kind and "public" not in group else ""))
+            _check_enough(len(rows), group, counts, apart=known is not None and "public" not in group)
             for part, mine in zip(group, _deal(pool.labels, rows, counts), strict=True):
                 drawn[part] = _as_images(pool, mine, offset)
         offset += len(pool.labels)
@@ -161,6 +157,14 @@ def _groups(parts: list[str], disjoint: bool) -> list[list[str]]:
         return [parts]
     groups = [[part for part in parts if part == "public"], [part for part in parts if part != "public"]]
     return [group for group in groups if group]
+
+
+def _check_enough(count: int, parts: list[str], counts: list[int], apart: bool) -> None:
+    """Refuse to draw more images than there are; `apart`: only those of classes that public does not have."""
+    if sum(counts) > count:
+        others = " in classes that public leaves" if apart else ""
+        raise UserError(f"the data set has {count} distinct images for {' + '.join(parts)}{others}, "
+                        f"but {sum(counts)} are asked for: lower {' or '.join([*parts, 'public'] if apart else parts)}")
 
 
 def check_pools(pools: Mapping[str, Pool]) -> None:
