@@ -1,4 +1,4 @@
-"""How much of protected images comes back: what it takes to find the key of a block cipher, what averaging leaves.
+"""How much of protected images comes back: block ciphers by their keys, what averaging leaves, what an order hides.
 
     python benchmarks/inverters.py [--quick] [--json FILE]
 
@@ -9,6 +9,7 @@ The full form trains for an hour or so; what it trained is kept in `runs/`. data
 import torch
 from _keys import keys
 from _mixup import mixtures
+from _shuffle import puzzles
 from _table import options, show
 
 
@@ -16,7 +17,8 @@ def main() -> None:
     """Measure, and print the table."""
     asked = options(__doc__ or "")
     torch.set_num_threads(1)  # as a run does: more threads change float results
-    show("What comes back of protected images", keys(asked.quick) + mixtures(asked.quick), asked.json)
+    show("What comes back of protected images", keys(asked.quick) + mixtures(asked.quick) + puzzles(asked.quick),
+         asked.json)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,36 @@
+"""What hides in an order: how shuffled patches come back, by suite `shuffle`."""
+
+import json
+
+from _suites import Tables, rows_of
+from _table import Figure, at_least
+
+from ppbench.results import Row
+
+FOUND = 0.9  # of pieces of 8 pixels, among 10,000
+
+
+def puzzles(quick: bool) -> list[Figure]:
+    """Run the suite (or go on with it), and hold what the transformer finds against the promise."""
+    rows = [row for row in rows_of("shuffle", brief if quick else None) if row["status"] == "ok"]
+    return [figure for row in rows for figure in figures(row, quick)]
+
+
+def brief(tables: Tables) -> Tables:
+    """Cut the suite down to half a minute's work: patches of 8 pixels."""
+    tables["dataset"] = [table | {"private": 400, "public": 800} for table in tables["dataset"]]
+    for table in tables["attack"]:
+        if "steps" in table:
+            table |= {"steps": 150, "width": 64, "depth": 2}
+    return tables | {"targets": 100, "defense": tables["defense"][:1]}
+
+
+def figures(row: Row, quick: bool) -> list[Figure]:
+    """Return a row's scores."""
+    patch = json.loads(row["defense_params"]).get("patch", 4)
+    name = f"patch-shuffle, patch {patch}: {row['attack']}"
+    found = [Figure(name, "ssim", row["ssim"]), Figure(name, "lpips", row["lpips"])]
+    if row["attack"] != "vit-inverter" or patch != 8:
+        return [*found, Figure(name, "identification", row["identification"])]
+    aim = row["identification_floor"] if quick else FOUND
+    return [*found, at_least(name, "identification", row["identification"], aim)]
