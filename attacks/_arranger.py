@@ -22,6 +22,7 @@ from ppbench.view import View
 
 MOST_PIECES = 256  # of an image: all pairs of them are compared
 _PAIRS = 2**18  # of pieces, in a batch
+_VALUES = 2**22  # of pixels, in a batch
 _HELD = 256  # images on which iterates are compared, at most
 
 
@@ -109,22 +110,21 @@ def shuffled(images: Tensor, size: int, rng: torch.Generator) -> tuple[Tensor, T
 @torch.no_grad()
 def believed(net: Arranger, pieces: Tensor) -> Tensor:
     """Return where the pieces are believed to lie, `[n, P, H, W]`: the mean over the image and its mirror image."""
-    found = []
-    for some in pieces.split(_at_once(pieces)):
-        plain, mirrored = net(some)[0][-1], net(some.flip(4))[0][-1].flip(3)
-        found.append(doubly_stochastic((plain + mirrored) / 2))
-    return torch.cat(found)
+    plain, mirrored = net(pieces)[0][-1], net(pieces.flip(4))[0][-1].flip(3)
+    return doubly_stochastic((plain + mirrored) / 2)
 
 
 def arranged(net: Arranger, pieces: Tensor, hard: bool) -> Tensor:
     """Return images `[n, C, H, W]` of pieces in their most probable places; not hard: in all, in proportion."""
     net.eval()
-    beliefs = believed(net, pieces)
-    if hard:
-        return join(permute_rows(pieces, assigned(beliefs).to(pieces.device)), net.shape)
-    return mixed(pieces, beliefs, net.shape)
+    found = []
+    for some in pieces.split(_at_once(pieces)):
+        beliefs = believed(net, some)
+        found.append(join(permute_rows(some, assigned(beliefs).to(some.device)), net.shape) if hard
+                     else mixed(some, beliefs, net.shape))
+    return torch.cat(found)
 
 
 def _at_once(pieces: Tensor) -> int:
-    """Return how many images fit into memory with all pairs of their pieces."""
-    return max(1, _PAIRS // pieces.shape[1]**2)
+    """Return how many images fit into memory with all pairs of their pieces, and with their pixels."""
+    return max(1, min(_PAIRS // pieces.shape[1]**2, _VALUES // pieces[0].numel()))

@@ -181,7 +181,9 @@ class InverterPrior(Prior):
         held = _judging(held)
 
         def loss(some: Simulated) -> Tensor:
-            return loss_of(inverter.raw(some.released, some.labels).float(), some.plain).mean()
+            estimates = inverter.raw(some.released, some.labels).float()
+            with torch.autocast(estimates.device.type, enabled=False):  # bfloat16 would cancel in SSIM
+                return loss_of(estimates, some.plain).mean()
 
         def judge() -> float:
             return float(loss_of(inverter.estimate(held.released, held.labels), held.plain).mean())

@@ -1,6 +1,7 @@
 """What averaging leaves: estimates of mixed images by suite `mixup`, beside the linear one."""
 
 import json
+import math
 
 from _suites import Tables, rows_of
 from _table import Figure, at_least
@@ -14,7 +15,7 @@ LEARNED = ("thumbnail", "unet-inverter")
 
 def mixtures(quick: bool) -> list[Figure]:
     """Run the suite (or go on with it), and hold what is learned against the promise and the linear estimate."""
-    rows = [row for row in rows_of("mixup", brief if quick else None) if row["status"] == "ok"]
+    rows = rows_of("mixup", brief if quick else None)
     linear = {row["defense_params"]: row["ssim"] for row in rows if row["attack"] == "linear"}
     return [figure for row in rows for figure in figures(row, linear[row["defense_params"]], quick)]
 
@@ -34,9 +35,9 @@ def figures(row: Row, linear: float, quick: bool) -> list[Figure]:
     learned = row["attack"] in LEARNED and json.loads(row["attack_params"]).get("steps") != 0
     name = f"mixup, patch {patch}: {row['attack']}" + (", learned" if learned else "")
     if not learned:
-        return [Figure(name, figure, row[figure]) for figure in ("ssim", "lpips", "identification")]
+        return [Figure(name, figure, row.get(figure, math.nan)) for figure in ("ssim", "lpips", "identification")]
     found = [at_least(name, "ssim over that of linear", row["ssim"] - linear, 0)]
     if quick:
         return [Figure(name, "ssim", row["ssim"]), *found]
-    return [at_least(name, "ssim", row["ssim"], PROMISED[patch]), Figure(name, "lpips", row["lpips"]),
+    return [at_least(name, "ssim", row["ssim"], PROMISED[patch]), Figure(name, "lpips", row.get("lpips", math.nan)),
             at_least(name, "identification", row["identification"], FOUND), *found]

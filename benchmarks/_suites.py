@@ -17,9 +17,17 @@ Tables = dict[str, Any]
 
 
 def rows_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> list[Row]:
-    """Run `leaderboards/suites/NAME.toml`, or go on with it in runs/; in a scratch folder where `brief` shortens it."""
+    """Run `leaderboards/suites/NAME.toml`, or go on with it in runs/; in a scratch folder where `brief` shortens it.
+
+    Raises:
+        SystemExit: a cell came to nothing; says why.
+    """
     suite = ROOT / "leaderboards" / "suites" / f"{name}.toml"
     tables = read_suite(suite)
     plan = make_plan(validate(brief(tables) if brief else tables, suite.name), suite.parent)
     with tempfile.TemporaryDirectory() as scratch, Terminal() as terminal:
-        return run(plan, RunOptions(Path(scratch) if brief else ROOT / "runs"), terminal).rows
+        rows = run(plan, RunOptions(Path(scratch) if brief else ROOT / "runs"), terminal).rows
+    for row in rows:
+        if row["status"] not in ("ok", "not-applicable"):
+            raise SystemExit(f"{name}: {row['attack']} on {row['defense']} {row['status']}: {row['reason']}")
+    return [row for row in rows if row["status"] == "ok"]

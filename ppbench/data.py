@@ -114,7 +114,7 @@ def split(pools: Mapping[str, Pool], sizes: SplitSizes, seed: int) -> Split:
     runs short, the first private images (the targets) are the same whatever the sizes.
 
     Where public is to be `disjoint`, classes are drawn for it until they hold enough images, and all others are left
-    to private and test.
+    to private and test; then the targets depend on how many public images there are.
 
     Raises:
         UserError: a pool is too small for what is asked of it.
@@ -124,14 +124,17 @@ def split(pools: Mapping[str, Pool], sizes: SplitSizes, seed: int) -> Split:
     wanted = {"private": sizes.private, "public": sizes.public, "test": sizes.test}
     origin = {part: _origin(part, pools) for part in wanted}
     rng = np.random.default_rng(seed)
-    known = _known_classes(pools[origin["public"]], sizes, rng) if sizes.disjoint else None
     seen: set[bytes] = set()
+    distinct = {name: _distinct(pools[name].pixels, seen) for name in dict.fromkeys(origin.values())}
+    known = None
+    if sizes.disjoint:
+        known = _known_classes(pools[origin["public"]].labels[distinct[origin["public"]]], sizes.public, rng)
     drawn: dict[str, Images] = {}
     offset = 0
-    for name in dict.fromkeys(origin.values()):
+    for name, rows_of_pool in distinct.items():
         pool = pools[name]
         parts = [part for part in wanted if origin[part] == name]
-        shuffled = rng.permutation(_distinct(pool.pixels, seen))
+        shuffled = rng.permutation(rows_of_pool)
         for group in _groups(parts, sizes.disjoint):
             rows = shuffled if known is None else shuffled[np.isin(pool.labels[shuffled], known) == ("public" in group)]
             counts = [wanted[part] for part in group]
@@ -143,11 +146,11 @@ def split(pools: Mapping[str, Pool], sizes: SplitSizes, seed: int) -> Split:
     return Split(**drawn, classes=classes)
 
 
-def _known_classes(pool: Pool, sizes: SplitSizes, rng: np.random.Generator) -> np.ndarray:
+def _known_classes(labels: np.ndarray, public: int, rng: np.random.Generator) -> np.ndarray:
     """Draw classes for public alone, in a random order, until their images suffice."""
-    classes, counts = np.unique(pool.labels, return_counts=True)
+    classes, counts = np.unique(labels, return_counts=True)
     order = rng.permutation(len(classes))
-    enough = int(np.searchsorted(counts[order].cumsum(), sizes.public)) + 1
+    enough = int(np.searchsorted(counts[order].cumsum(), public)) + 1
     return classes[order[:enough]]
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 from ppbench.data import Shape
 from ppbench.defense import Defense
@@ -32,6 +33,8 @@ async def check_data(plan: Plan, flow: Flow) -> None:
             raise UserError(f"the data set {cell.dataset.label} cannot be loaded: {failure.reason}") from None
         channels, height, width = info["shape"]
         shapes[_key(cell.dataset)] = ((channels, height, width), info["classes"])
+        if "verification" in plan.score.groups:
+            _check_people(cell.dataset, info)
     for cell in plan.cells:
         shape, classes = shapes[_key(cell.dataset)]
         defense: Defense = build(cell.defense.ref)
@@ -57,15 +60,23 @@ def _check_shape(plan: Plan, shape: Shape, classes: int) -> None:
             min(cell.dataset.sizes.public for cell in plan.cells) < 2:
         raise UserError("identification and recognition train a judge on the public images: set public to at least 2, "
                         "or leave both out of the score groups")
-    if "verification" in plan.score.groups and not all(cell.dataset.sizes.disjoint for cell in plan.cells):
-        raise UserError("verification learns faces from other people than those in private: set disjoint = true in "
-                        "[[dataset]], or leave verification out of the score groups")
     smallest = {"ssim": SSIM_WINDOW, "identification": JUDGED, "recognition": JUDGED, "verification": VERIFIED}
     for group in plan.score.groups:
         if min(shape[1:]) < smallest.get(group, 1):
             name = "SSIM" if group == "ssim" else group
             raise UserError(f"{name} needs images of at least {smallest[group]} pixels, but these are {shape[1]} x "
                             f"{shape[2]}: choose a larger size, or leave {group} out of the score groups")
+
+
+def _check_people(dataset: DatasetPlan, info: dict[str, Any]) -> None:
+    """Hold a split against what `verification` takes: two classes or more in public, and two others in the rest."""
+    if not dataset.sizes.disjoint:
+        raise UserError("verification learns faces from other people than those in private: set disjoint = true in "
+                        "[[dataset]], or leave verification out of the score groups")
+    for part, others in (("public", "private or test"), ("private", "public")):
+        if info[f"{part}_classes"] < 2:
+            raise UserError(f"verification needs images of two classes or more: {part} holds {info[f'{part}_classes']} "
+                            f"of {dataset.label}, so raise {part} or lower {others}")
 
 
 def _key(dataset: DatasetPlan) -> str:

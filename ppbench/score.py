@@ -117,15 +117,20 @@ def score(truth: Truth, found: Reconstruction, outer: Reconstruction | None, set
     if isinstance(lpips, str):
         sheet.notes.append(lpips)
     scorers = _scorers(truth, private, aligned, settings, lpips if isinstance(lpips, Lpips) else None)
+    if "recognition" in settings.groups and not _known(truth):
+        sheet.notes.append("recognition: not measured, as public images show none of the targets' classes")
     if "verification" in settings.groups and truth.verifier is not None:
         album = _album(truth.verifier, truth)
         scorers["verification"] = album.verified
-        sheet.values["verification_plain"] = float(album.plain.nanmean())
+        sheet.values["verification_plain"] = _mean("verification", album.plain)
+        alone = int(album.plain.isnan().sum())
+        if alone:
+            sheet.notes.append(f"verification: {alone} of {truth.targets} targets have no other photo")
     floors = _floors(truth, private, aligned, within, scorers, spawn(rng), sheet)
     for name, scorer in scorers.items():
         per_image = scorer(estimates).double()
         sheet.per_image[name] = per_image
-        sheet.values[name] = float(per_image.nanmean())
+        sheet.values[name] = _mean(name, per_image)
         if name in floors:
             _calibrate(sheet, name, per_image, floors[name], spawn(rng))
     if "identification" in scorers:
@@ -178,7 +183,7 @@ def _scorers(truth: Truth, private: Tensor, aligned: bool, settings: ScoreSettin
             judge = Judge(truth.judge)
             features = judge.features(gallery)
             scorers["identification_feature"] = lambda x: retrieve(judge.features(x), features)
-    if "recognition" in settings.groups and truth.judge is not None:
+    if "recognition" in settings.groups and truth.judge is not None and _known(truth):
         seer, labels = Judge(truth.judge), truth.images.private.labels[: truth.targets]
         scorers["recognition"] = lambda x: (seer.predict(x) == labels).double()
     return scorers
@@ -188,6 +193,16 @@ def _gallery(truth: Truth, settings: ScoreSettings) -> Tensor:
     """Return the targets, then the distractors: other private images and test images, none of the public ones."""
     others = torch.cat([truth.images.private.pixels[truth.targets:], truth.images.test.pixels])
     return torch.cat([truth.images.private.pixels[: truth.targets], others[: settings.distractors]])
+
+
+def _known(truth: Truth) -> bool:
+    """Say whether public images, from which the judge learns, show any of the targets' classes."""
+    return bool(torch.isin(truth.images.private.labels[: truth.targets], truth.images.public.labels).any())
+
+
+def _mean(name: str, per_image: Tensor) -> float:
+    """Average over the targets; for `verification` over those that have another photo."""
+    return float(per_image.nanmean() if name == "verification" else per_image.mean())
 
 
 def _album(verifier: Tensors, truth: Truth) -> Album:
@@ -246,7 +261,7 @@ def _better(name: str, one: Tensor, other: Tensor) -> bool:
 def _calibrate(sheet: Sheet, name: str, per_image: Tensor, floor: Tensor, rng: torch.Generator) -> None:
     """Add the floor, and for the metrics that have one the leakage with its interval over targets."""
     sheet.per_image[f"{name}_floor"] = floor
-    sheet.values[f"{name}_floor"] = float(floor.nanmean())
+    sheet.values[f"{name}_floor"] = _mean(name, floor)
     if name not in PERFECT or sheet.values[f"{name}_floor"] == PERFECT[name]:
         return
     gained, possible = per_image - floor, PERFECT[name] - floor

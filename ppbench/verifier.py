@@ -65,10 +65,10 @@ class Album:
 
     def __init__(self, verifier: Verifier, photos: Images, targets: int) -> None:
         self.verifier, self.features = verifier, verifier.features(photos.pixels)
-        alike = photos.labels[:, None] == photos.labels
-        self.others = alike[:targets] & ~torch.eye(targets, len(photos), dtype=torch.bool)
-        some = self.features[:_COMPARED]
-        strangers = (some @ some.T)[~alike[: len(some), : len(some)]]
+        labels = photos.labels
+        self.others = (labels[:targets, None] == labels) & ~torch.eye(targets, len(photos), dtype=torch.bool)
+        some, theirs = self.features[:_COMPARED], labels[:_COMPARED]
+        strangers = (some @ some.T)[theirs[:, None] != theirs]
         if not len(strangers):
             raise UserError("verification needs photos of at least two private classes: raise private or test")
         self.threshold = strangers.kthvalue(max(1, int((1 - FALSE_ACCEPTS) * len(strangers)))).values
@@ -86,8 +86,9 @@ class Album:
         return self._accepted(self.verifier.features(estimates))
 
     def _accepted(self, features: Tensor) -> Tensor:
-        accepted = ((features @ self.features.T > self.threshold) & self.others).sum(1).double()
-        return accepted / self.others.sum(1)
+        parts = zip(features.split(_CHUNK), self.others.split(_CHUNK), strict=True)
+        accepted = [((some @ self.features.T > self.threshold) & others).sum(1) for some, others in parts]
+        return torch.cat(accepted).double() / self.others.sum(1)
 
 
 def train_verifier(public: Images, rng: torch.Generator) -> Tensors:

@@ -241,6 +241,13 @@ def test_verification_by_known_people_is_told(refused: Callable[..., str], place
     assert holds(refused(suite="known.toml"), "other people than those in private", "set disjoint = true")
 
 
+def test_one_public_person_is_too_few(refused: Callable[..., str], place: Path) -> None:
+    """Two classes of 20: eight public images take one of them, and leave one."""
+    suite = BASE.replace('"psnr"', '"verification"').replace("private = 8", "private = 8\ndisjoint = true")
+    (place / "one.toml").write_text(suite)
+    assert holds(refused(suite="one.toml"), "two classes or more: public holds 1", "raise public or lower")
+
+
 def test_too_few_disjoint_images_are_told(refused: Callable[..., str], place: Path) -> None:
     """Two classes of 20: eight public images take one of them."""
     (place / "few.toml").write_text(BASE.replace("private = 8", "private = 18\ndisjoint = true"))

@@ -200,6 +200,15 @@ def test_disjoint_public_images_are_of_other_classes(layout: tuple[str, ...], se
     assert result.classes == 12
 
 
+@given(SEEDS)
+def test_copies_do_not_count_for_public(seed: int) -> None:
+    """Six classes of ten, half of them copies: ten public images take two classes."""
+    pool = pool_of([label for label in range(6) for _ in range(5)])
+    double = Pool(np.concatenate([pool.pixels, pool.pixels]), np.concatenate([pool.labels, pool.labels]))
+    public = split({"all": double}, SplitSizes(10, 10, 10, disjoint=True), seed).public
+    assert len(public.labels.unique()) == 2
+
+
 def test_other_seeds_draw_other_classes_for_public() -> None:
     pools = {"all": pool_of([label for label in range(12) for _ in range(6)])}
     drawn = {tuple(split(pools, SplitSizes(20, 12, 10, disjoint=True), seed).public.labels.unique().tolist())

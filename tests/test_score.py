@@ -1,5 +1,6 @@
 """The scorer: the original scores 1, a blind guess 0, and every figure says what it is."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,28 @@ def test_recognition_and_feature_identification_are_the_judges(monkeypatch: pyte
     drawn = sheet_of(Reconstruction(PRIVATE), groups=["recognition"], judge=judge, labels_known=False)
     assert drawn.values["recognition"] == sheet.values["recognition"]
     assert drawn.values["recognition_floor"] < 1 == sheet.values["recognition_floor"]
+
+
+def test_classes_that_public_images_do_not_show_cannot_be_recognised() -> None:
+    strangers = replace(SPLIT, public=replace(SPLIT.public, labels=SPLIT.public.labels + 100))
+    truth = Truth(strangers, RELEASE, TARGETS, labels_known=False, guesses={}, judge={"never": torch.zeros(1)})
+    sheet = score(truth, Reconstruction(PRIVATE), None, ScoreSettings(["psnr", "recognition"]), generator(0))
+    assert "recognition" not in sheet.values
+    assert any("none of the targets' classes" in note for note in sheet.notes)
+
+
+def test_targets_without_another_photo_are_counted_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stub:
+        plain = torch.tensor([float("nan"), *[1.0] * (TARGETS - 1)], dtype=torch.float64)
+
+        def verified(self, estimates: Tensor) -> Tensor:
+            return self.plain / 2
+
+    monkeypatch.setattr(scoring, "_album", lambda verifier, truth: Stub())
+    sheet = sheet_of(Reconstruction(PRIVATE), groups=["psnr", "verification"], verifier={})
+    assert (sheet.values["verification"], sheet.values["verification_plain"]) == (0.5, 1.0)
+    assert sheet.values["verification_floor"] == 0.5
+    assert f"verification: 1 of {TARGETS} targets have no other photo" in sheet.notes
 
 
 def test_without_a_judge_there_is_no_recognition() -> None:

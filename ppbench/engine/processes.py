@@ -48,7 +48,7 @@ class Processes:
         async with self._gate.entered():
             receiver, sender = self._context.Pipe(duplex=False)
             process: Any = self._context.Process(target=serve, args=(job.dump(), sender), daemon=True)
-            with _clean_start(), _REAPING:
+            with _REAPING, _clean_start():
                 process.start()
             sender.close()
             family = Family(process.pid)

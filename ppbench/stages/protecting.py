@@ -27,7 +27,9 @@ def make_split(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> 
         found = split(dataset.pools(params["size"]), SplitSizes(**params["sizes"]), params["seed"])
     except ContractError as error:
         raise UserError(f"the data set {ref.name}: {error}") from error
-    return Made(found, {"shape": list(found.private.shape), "classes": found.classes})
+    private = torch.cat([found.private.labels, found.test.labels])
+    return Made(found, {"shape": list(found.private.shape), "classes": found.classes,
+                        "public_classes": len(found.public.labels.unique()), "private_classes": len(private.unique())})
 
 
 def make_clients(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:

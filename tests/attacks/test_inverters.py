@@ -247,6 +247,21 @@ def test_bfloat16_learns_much_the_same(attack: InverterAttack) -> None:
     assert torch.allclose(full, half, atol=0.02)
 
 
+@both
+def test_the_loss_itself_is_not_taken_in_bfloat16(attack: InverterAttack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variances in SSIM are small differences of large numbers."""
+    seen = []
+
+    def watched(estimates: Tensor, plain: Tensor) -> Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return loss_of(estimates, plain)
+
+    monkeypatch.setattr("ppbench.attacks._inverter.loss_of", watched)
+    trained(replace(attack, amp=True), toy(ref=MIXUP))
+    assert len(seen) > attack.steps
+    assert not any(seen)
+
+
 # --- moved blocks ----------------------------------------------------------------------------------------------
 
 @both
