@@ -63,7 +63,7 @@ def keys(quick: bool) -> list[Figure]:
     half = len(images) // 2
     private, public = (Images(images[part], labels[part], torch.arange(half)) for part in
                        (slice(half), slice(half, 2 * half)))
-    trials = 5 if quick else 100
+    trials = 3 if quick else 100
     found = []
     for preset in PRESETS:
         for block in sides(preset):
