@@ -26,7 +26,7 @@ def brief(tables: Tables) -> Tables:
     for table in tables["attack"]:
         if table.get("steps"):
             table |= {"steps": 40, "width": 24, "depth": 2, "batch": 32}
-    return tables | {"targets": 32}
+    return tables | {"targets": 32, "score": tables["score"] | {"groups": ["ssim", "identification"]}}
 
 
 def figures(row: Row, linear: float, quick: bool) -> list[Figure]:
@@ -35,7 +35,8 @@ def figures(row: Row, linear: float, quick: bool) -> list[Figure]:
     learned = row["attack"] in LEARNED and json.loads(row["attack_params"]).get("steps") != 0
     name = f"mixup, patch {patch}: {row['attack']}" + (", learned" if learned else "")
     if not learned:
-        return [Figure(name, figure, row.get(figure, math.nan)) for figure in ("ssim", "lpips", "identification")]
+        return [Figure(name, figure, row[figure]) for figure in ("ssim", "lpips", "identification")
+                if figure in row]
     found = [at_least(name, "ssim over that of linear", row["ssim"] - linear, 0)]
     if quick:
         return [Figure(name, "ssim", row["ssim"]), *found]
