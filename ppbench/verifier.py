@@ -4,8 +4,6 @@ It stands in for a face recognition system: what it learns of faces comes from p
 and whom a reconstruction shows is decided against *other* photos of the person.
 """
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,13 +13,14 @@ from ppbench.data import Images
 from ppbench.errors import UserError
 from ppbench.minibatches import shuffled_passes
 from ppbench.seeding import seeded
+from ppbench.trunk import WIDTH, trunk
 
 FALSE_ACCEPTS = 0.01
 VERIFICATION_DEFINITION = ("share of the other photos of the same class accepted at 1% false accepts among plain "
                            "photos of different classes; cosine, 4-conv BN width 16, CosFace on disjoint public "
                            "classes, 800 steps")
 SMALLEST = 16
-_WIDTH, _FEATURES = 16, 128
+_FEATURES = 128
 _STEPS, _BATCH, _RATE, _DECAY, _DROPOUT = 800, 64, 5e-3, 0.05, 0.3
 _SCALE, _MARGIN = 16.0, 0.2  # CosFace, Wang et al. 2018 (arXiv 1801.09414)
 _SHIFT = 10  # images are moved by up to one part in so many of their side
@@ -38,7 +37,7 @@ class Verifier:
 
     def __init__(self, tensors: Tensors) -> None:
         channels, pixels = tensors["body.0.0.weight"].shape[1], tensors["head.weight"].shape[1]
-        self._side = 16 * round((pixels / (4 * _WIDTH)) ** 0.5)
+        self._side = 16 * round((pixels / (4 * WIDTH)) ** 0.5)
         with seeded(0):
             self._net = _Net(channels, self._side)
         self._net.load_state_dict(tensors)
@@ -130,21 +129,15 @@ class _Net(nn.Module):
 
     def __init__(self, channels: int, side: int) -> None:
         super().__init__()
-        widths = [channels, _WIDTH, 2 * _WIDTH, 4 * _WIDTH, 4 * _WIDTH]
-        self.body = nn.Sequential(*(_block(a, b) for a, b in pairwise(widths)))
+        self.body = trunk(channels)
         self.dropout = nn.Dropout(_DROPOUT)
-        self.head = nn.Linear(widths[-1] * (side // 16) ** 2, _FEATURES, bias=False)
+        self.head = nn.Linear(4 * WIDTH * (side // 16) ** 2, _FEATURES, bias=False)
         self.norm = nn.BatchNorm1d(_FEATURES, affine=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return `[N, 128]` for images `[N, C, side, side]`."""
         features: Tensor = self.norm(self.head(self.dropout(self.body(4 * images - 2).flatten(1))))
         return features
-
-
-def _block(before: int, after: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(after),
-                         nn.ReLU())
 
 
 def _side(images: Tensor) -> int:

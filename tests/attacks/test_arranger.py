@@ -134,6 +134,27 @@ def test_the_order_of_the_pieces_does_not_matter(shape: tuple[int, int, int], si
     assert not torch.allclose(plain[-1], plain[0], atol=1e-2)
 
 
+def test_neighbours_are_compared_by_the_pixels_beside_their_seam() -> None:
+    """Of 6 x 6 pixels only the two columns, or rows, beside a seam speak for it."""
+    net = moving_network((1, 12, 18), 6).float()
+    with torch.no_grad():
+        for direction in (net.across, net.down):  # what pieces are is not to speak
+            for layer in (direction.before, direction.behind, direction.last.token, direction.first.token):
+                layer.weight.zero_()
+    pieces = torch.rand(1, 6, 1, 6, 6, generator=generator(0)).requires_grad_()
+
+    def read(logits: Tensor) -> Tensor:
+        (slope,) = torch.autograd.grad(logits.sum(), pieces, retain_graph=True)
+        return slope[0].abs().sum((0, 1)) > 0
+
+    columns = torch.arange(6).expand(6, 6)
+    across, down = net(pieces)[1]
+    for logits, along in ((across, columns), (down, columns.T)):
+        assert torch.equal(read(logits.last), along >= 4)
+        assert torch.equal(read(logits.first), along < 2)
+        assert torch.equal(read(logits.fits), (along >= 4) | (along < 2))
+
+
 def test_the_loss_is_least_where_the_truth_is_believed() -> None:
     """Places swapped against what the network believes cost more."""
     net = moving_network((3, 8, 8), 4).float()

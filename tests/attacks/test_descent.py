@@ -1,0 +1,75 @@
+"""Descent: the best iterate is kept, and what diverges does no harm."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppbench.attacks._descent import EVALUATIONS, Course, Descent, descend
+
+
+def point(value: float) -> nn.Module:
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, value)
+    return net
+
+
+def descended(net: nn.Module, judge: Callable[[], float], how: Descent, aim: float = 0.0) -> Course:
+    """Minimise the square distance of a weight to `aim`."""
+    batches: Iterator[Tensor] = iter(torch.full((how.steps, 1), aim))
+    return descend(net, batches, lambda some: (net.weight - some).square().sum(), judge, how)
+
+
+def test_what_is_minimised_is_found_and_told() -> None:
+    net = point(1.0)
+    course = descended(net, lambda: float(net.weight.detach().abs()), Descent(100, 0.05))
+    assert float(net.weight.detach().abs()) < 0.05
+    assert len(course.losses) == 1 + EVALUATIONS
+    assert course.losses[0] == 1
+    assert min(course.losses) == pytest.approx(float(net.weight.detach().abs()))
+
+
+def test_the_iterate_that_is_best_on_what_is_held_out_stays() -> None:
+    net = point(1.0)
+    told, seen = iter([0.9, 0.5, 0.7, 0.8, 0.6, 0.55]), []
+
+    def judge() -> float:
+        seen.append(float(net.weight.detach()))
+        return next(told)
+
+    course = descended(net, judge, Descent(50, 0.05))
+    assert (course.best, course.losses) == (10, [0.9, 0.5, 0.7, 0.8, 0.6, 0.55])
+    assert float(net.weight.detach()) == seen[1] != seen[-1]
+
+
+def test_no_iterate_better_than_the_start_leaves_the_start() -> None:
+    net = point(1.0)
+    course = descended(net, lambda: -float(net.weight.detach()), Descent(20, 0.05))
+    assert (course.best, float(net.weight.detach())) == (0, 1.0)
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_it(lost: float) -> None:
+    net = point(1.0)
+    batches = iter([0.0] * 10 + [lost] * 10)
+    course = descend(net, batches, lambda some: (net.weight - some).square().sum(),
+                     lambda: float(net.weight.detach().abs()), Descent(20, 0.05))
+    assert course.best == 8
+    assert 0 < float(net.weight.detach()) < 1
+    assert len(course.losses) == 3
+
+
+def test_a_held_out_loss_that_is_not_finite_ends_it() -> None:
+    net = point(1.0)
+    told = iter([0.9, 0.5, math.nan, 0.1])
+    course = descended(net, lambda: next(told), Descent(50, 0.05))
+    assert (course.best, course.losses) == (10, [0.9, 0.5])
+
+
+def test_fewer_steps_than_evaluations() -> None:
+    net = point(1.0)
+    course = descended(net, lambda: float(net.weight.detach().abs()), Descent(2, 0.05))
+    assert len(course.losses) == 3
+    assert course.best == 2
