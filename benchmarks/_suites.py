@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from _real import ROOT
 
 from ppbench.display import Terminal
@@ -14,10 +15,19 @@ from ppbench.runner import RunOptions, run
 from ppbench.suite import read_suite, validate
 
 Tables = dict[str, Any]
+Timings = dict[str, dict[str, float]]
 
 
 def rows_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> list[Row]:
+    """Return the rows alone of `results_of`."""
+    return results_of(name, brief)[0]
+
+
+def results_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> tuple[list[Row], Timings]:
     """Run `leaderboards/suites/NAME.toml`, or go on with it in runs/; in a scratch folder where `brief` shortens it.
+
+    Returns:
+        The rows of what was applicable, and by cell the seconds of training priors, of the attack and of scoring.
 
     Raises:
         SystemExit: a cell came to nothing; says why.
@@ -26,8 +36,10 @@ def rows_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> list[
     tables = read_suite(suite)
     plan = make_plan(validate(brief(tables) if brief else tables, suite.name), suite.parent)
     with tempfile.TemporaryDirectory() as scratch, Terminal() as terminal:
-        rows = run(plan, RunOptions(Path(scratch) if brief else ROOT / "runs"), terminal).rows
+        output = Path(scratch) if brief else ROOT / "runs"
+        rows = run(plan, RunOptions(output), terminal).rows
+        timings = pd.read_csv(output / plan.name / "timings.csv", index_col="cell").to_dict("index")
     for row in rows:
         if row["status"] not in ("ok", "not-applicable"):
             raise SystemExit(f"{name}: {row['attack']} on {row['defense']} {row['status']}: {row['reason']}")
-    return [row for row in rows if row["status"] == "ok"]
+    return [row for row in rows if row["status"] == "ok"], timings

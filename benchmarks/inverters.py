@@ -9,6 +9,7 @@ The full form trains for an hour or so; what it trained is kept in `runs/`. data
 import torch
 from _keys import keys
 from _mixup import mixtures
+from _regimes import regimes
 from _shuffle import puzzles
 from _table import options, show
 
@@ -17,8 +18,8 @@ def main() -> None:
     """Measure, and print the table."""
     asked = options(__doc__ or "")
     torch.set_num_threads(1)  # as a run does: more threads change float results
-    show("What comes back of protected images", keys(asked.quick) + mixtures(asked.quick) + puzzles(asked.quick),
-         asked.json)
+    parts = (keys, mixtures, puzzles, regimes)
+    show("What comes back of protected images", [figure for part in parts for figure in part(asked.quick)], asked.json)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,14 @@ async def make_row(plan: Plan, cell: Cell, folder: Path, flow: Flow) -> Contents
                 "reason": f"{cell.threat.name} does not grant {', '.join(cell.missing)}"}
     else:
         try:
-            found, outer = await flow.reconstruction(cell)
+            attacked = await flow.reconstruction(cell)
+            found, outer = attacked.reconstruction, attacked.outer
             sheet = await flow.sheet(cell, found, outer)
             accuracies = await _accuracies(plan, cell, flow)
             scored = _scored(plan, cell, found, outer, sheet)
             row |= accuracies | scored | {"note": "; ".join(filter(None, [scored["note"], accuracies.get("note")]))}
             row["status"] = "ok"
-            timings = {"attack": found.seconds, "score": sheet.seconds}
+            timings = {"prior": attacked.learning, "attack": attacked.seconds, "score": sheet.seconds}
             artefacts = {"reconstruction": found.sha256, "scores": sheet.sha256}
             write_atomic(own / "reconstruction.safetensors", found.path.read_bytes())
             write_atomic(own / "scores.safetensors", sheet.path.read_bytes())

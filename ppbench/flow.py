@@ -53,6 +53,23 @@ class Step:
     places: Ref | None = None
 
 
+@dataclass(frozen=True)
+class Attacked:
+    """What an attack came to.
+
+    Attributes:
+        reconstruction: of the targets.
+        learning: seconds that its priors took to train, whoever in this store trained them.
+        seconds: that it took itself.
+        outer: in a chain, the outer attack's estimate of the release.
+    """
+
+    reconstruction: Artefact
+    learning: float
+    seconds: float
+    outer: Artefact | None = None
+
+
 class Flow:
     """Makes artefacts on demand, from the store or by the engine, never the same one twice."""
 
@@ -266,7 +283,7 @@ class Flow:
         inputs = {"split": await self.split(cell.dataset, cell.seed)}
         return await self.make(Step("view", "public-view", inputs, {"targets": self.plan.targets}, 0))
 
-    async def attack(self, ref: Ref, view: Artefact, cell: Cell) -> Artefact:
+    async def attack(self, ref: Ref, view: Artefact, cell: Cell) -> "Attacked":
         """An attack's reconstruction from a view, its priors learnt first."""
         params = {"ref": self._ref(ref)}
         seed, code, home = derive_seed(cell.seed, "attack", ref.identity), self._acting(ref, cell), cell.defense.ref
@@ -274,7 +291,8 @@ class Flow:
         names = sorted(wanted.info["priors"])
         found = await asyncio.gather(*(self.prior(wanted.info["priors"][name], ref, view, cell) for name in names))
         inputs = {"view": view, **{f"prior:{name}": prior for name, prior in zip(names, found, strict=True)}}
-        return await self.make(Step("attack", "attack", inputs, params, seed, code, home))
+        made = await self.make(Step("attack", "attack", inputs, params, seed, code, home))
+        return Attacked(made, sum(prior.seconds for prior in found), made.seconds)
 
     async def prior(self, prior: dict[str, Any], ref: Ref | None, view: Artefact, cell: Cell) -> Artefact:
         """What an adversary learnt: shared by all cells in which it would see the same."""
@@ -290,14 +308,16 @@ class Flow:
         step = Step("prior", "prior", {"view": view}, params, identity, places=cell.defense.ref)
         return await self._shared(step, key)
 
-    async def reconstruction(self, cell: Cell) -> tuple[Artefact, Artefact | None]:
+    async def reconstruction(self, cell: Cell) -> "Attacked":
         """The reconstruction of a cell and, in a chain, the outer attack's estimate of the release."""
         view = await self.view(cell)
         outer = await self.attack(cell.attack.refs[0], view, cell)
         if len(cell.attack.refs) == 1:
-            return outer, None
-        inner_view = await self.make(Step("view", "inner-view", {"view": view, "outer": outer}, {}, 0))
-        return await self.attack(cell.attack.refs[1], inner_view, cell), outer
+            return outer
+        inputs = {"view": view, "outer": outer.reconstruction}
+        inner = await self.attack(cell.attack.refs[1], await self.make(Step("view", "inner-view", inputs, {}, 0)), cell)
+        return Attacked(inner.reconstruction, outer.learning + inner.learning, outer.seconds + inner.seconds,
+                        outer.reconstruction)
 
     # --- what the scorer needs
 

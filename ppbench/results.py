@@ -35,6 +35,7 @@ COLUMNS: tuple[str, ...] = (
     # leakage
     "leakage_ssim", "leakage_ssim_low", "leakage_ssim_high", "leakage_lpips", "leakage_lpips_low",
     "leakage_lpips_high", "leakage_identification", "leakage_identification_low", "leakage_identification_high",
+    "leakage_verification", "leakage_verification_low", "leakage_verification_high",
     # utility
     "task_accuracy", "task_accuracy_honest", "task_accuracy_plain", "victim_adapted",
     # meaning

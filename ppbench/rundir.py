@@ -111,7 +111,7 @@ def write_tables(plan: Plan, folder: Path, done: Mapping[str, Contents]) -> None
     """Rewrite the tables from the rows there are, in plan order."""
     contents = [done[cell.id] for cell in plan.cells if cell.id in done]
     write_atomic(folder / "results.csv", to_csv(content["row"] for content in contents))
-    columns = ("cell", "attack", "score")
+    columns = ("cell", "prior", "attack", "score")
     write_atomic(folder / "timings.csv", to_csv(
         ({"cell": content["row"]["cell"], **content["timings"]} for content in contents), columns))
 

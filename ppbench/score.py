@@ -1,5 +1,6 @@
 """Scoring: the only place, beside the defense itself, that sees both a reconstruction and the private images."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,8 +120,10 @@ def score(truth: Truth, found: Reconstruction, outer: Reconstruction | None, set
     scorers = _scorers(truth, private, aligned, settings, lpips if isinstance(lpips, Lpips) else None)
     if "recognition" in settings.groups and not _known(truth):
         sheet.notes.append("recognition: not measured, as public images show none of the targets' classes")
+    best: dict[str, Tensor] = {}
     if "verification" in settings.groups and truth.verifier is not None:
         album = _album(truth.verifier, truth)
+        best["verification"] = album.plain
         scorers["verification"] = album.verified
         sheet.values["verification_plain"] = _mean("verification", album.plain)
         alone = int(album.plain.isnan().sum())
@@ -132,7 +135,8 @@ def score(truth: Truth, found: Reconstruction, outer: Reconstruction | None, set
         sheet.per_image[name] = per_image
         sheet.values[name] = _mean(name, per_image)
         if name in floors:
-            _calibrate(sheet, name, per_image, floors[name], spawn(rng))
+            perfect = best.get(name, torch.full_like(per_image, PERFECT.get(name, math.nan)))
+            _calibrate(sheet, name, per_image, floors[name], perfect, spawn(rng))
     if "identification" in scorers:
         others = len(truth.images.private) - truth.targets + len(truth.images.test)
         sheet.values["gallery"] = truth.targets + min(settings.distractors, others)
@@ -258,13 +262,15 @@ def _better(name: str, one: Tensor, other: Tensor) -> bool:
     return better != (name == "lpips")
 
 
-def _calibrate(sheet: Sheet, name: str, per_image: Tensor, floor: Tensor, rng: torch.Generator) -> None:
-    """Add the floor, and for the metrics that have one the leakage with its interval over targets."""
+def _calibrate(sheet: Sheet, name: str, per_image: Tensor, floor: Tensor, perfect: Tensor,
+               rng: torch.Generator) -> None:
+    """Add the floor and, for metrics of which the originals' own scores are known, the leakage with its interval."""
     sheet.per_image[f"{name}_floor"] = floor
     sheet.values[f"{name}_floor"] = _mean(name, floor)
-    if name not in PERFECT or sheet.values[f"{name}_floor"] == PERFECT[name]:
+    measured = ~(per_image + floor + perfect).isnan()
+    if not measured.any() or not _better(name, perfect[measured], floor[measured]):
         return
-    gained, possible = per_image - floor, PERFECT[name] - floor
+    gained, possible = (per_image - floor)[measured], (perfect - floor)[measured]
     sheet.values[f"leakage_{name}"] = float(gained.mean() / possible.mean())
     sheet.values[f"leakage_{name}_low"], sheet.values[f"leakage_{name}_high"] = ratio_interval(gained, possible, rng)
 

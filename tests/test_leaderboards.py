@@ -20,22 +20,30 @@ def checked(suite: Path) -> str:
     return done.stdout
 
 
+CELLS = {"cifar10-small": 49, "faces": 90, "ladder": 112, "mixup": 12, "people": 12, "regimes": 160, "shuffle": 8,
+         "unkeyed": 100, "victims": 9}
+
+
+def test_every_suite_is_known() -> None:
+    assert sorted(CELLS) == sorted(path.stem for path in SUITES.glob("*.toml"))
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The suites beside the real images."""
+    root = tmp_path_factory.mktemp("leaderboards")
+    shutil.copytree(SUITES, root / "leaderboards" / "suites")
+    (root / "data").mkdir()
+    subprocess.run([sys.executable, str(REAL / "data" / "unpack.py"), str(root / "data")], check=True,
+                   env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True)
+    return root / "leaderboards" / "suites"
+
+
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "data" / "unpack.py").is_file(), reason="no CIFAR-10 in PPBENCH_DATA")
-def test_cifar10_small_runs_on_the_real_images(tmp_path: Path) -> None:
-    suite = tmp_path / "leaderboards" / "suites" / "cifar10-small.toml"
-    suite.parent.mkdir(parents=True)
-    shutil.copy(SUITES / suite.name, suite)
-    (tmp_path / "data").mkdir()
-    subprocess.run([sys.executable, str(REAL / "data" / "unpack.py"), str(tmp_path / "data")], check=True,
-                   env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True)
-    text = checked(suite)
-    assert "49 cells" in text
+@pytest.mark.parametrize("name", CELLS)
+def test_a_suite_can_run_on_the_real_images(copied: Path, name: str) -> None:
+    text = checked(copied / f"{name}.toml")
+    assert f"{CELLS[name]} cells" in text
     assert "not-applicable" not in text
-    ladder = suite.with_name("ladder.toml")
-    shutil.copy(SUITES / ladder.name, ladder)
-    assert "112 cells" in checked(ladder)
-    mixup = suite.with_name("mixup.toml")
-    shutil.copy(SUITES / mixup.name, mixup)
-    assert "12 cells" in checked(mixup)

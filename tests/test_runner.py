@@ -246,6 +246,10 @@ class UsesMean(Attack):
     result, _ = tiny_run(tiny_plan(tiny_npz, ["none", "mixup", "block-scrambling"], [f"{file}:UsesMean"]), tmp_path)
     assert set(table(tmp_path).status) == {"ok"}
     assert result.computed["prior"] == 1 + 1  # the floor and the mean
+    timings = pd.read_csv(next(tmp_path.glob("**/timings.csv")))
+    assert list(timings.columns) == ["cell", "prior", "attack", "score"]
+    assert timings.prior.nunique() == 1  # what the shared one took stands in every cell
+    assert (timings[["prior", "attack", "score"]] > 0).all(axis=None)
 
 
 def test_where_files_lie_changes_nothing(tiny_npz: Path, tmp_path: Path) -> None:

@@ -286,7 +286,26 @@ def test_targets_without_another_photo_are_counted_out(monkeypatch: pytest.Monke
     sheet = sheet_of(Reconstruction(PRIVATE), groups=["psnr", "verification"], verifier={})
     assert (sheet.values["verification"], sheet.values["verification_plain"]) == (0.5, 1.0)
     assert sheet.values["verification_floor"] == 0.5
+    assert sheet.values["leakage_verification"] == 0
     assert f"verification: 1 of {TARGETS} targets have no other photo" in sheet.notes
+
+
+@pytest.mark.parametrize(("plain", "leakage"), [(1.0, 0.5), (0.25, None)])
+def test_verification_leaks_up_to_what_originals_reach(plain: float, leakage: float | None,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stub:
+        def __init__(self) -> None:
+            self.plain = torch.full((TARGETS,), plain, dtype=torch.float64)
+
+        def verified(self, estimates: Tensor) -> Tensor:
+            """Accept the estimate rather than public images; originals as often as is told."""
+            return torch.full((TARGETS,), 0.625 if torch.equal(estimates, PRIVATE) else 0.25, dtype=torch.float64)
+
+    monkeypatch.setattr(scoring, "_album", lambda verifier, truth: Stub())
+    values = sheet_of(Reconstruction(PRIVATE), groups=["verification"], verifier={}).values
+    assert values["verification_floor"] == 0.25
+    assert values.get("leakage_verification") == leakage
+    assert leakage is None or values["leakage_verification_low"] == leakage
 
 
 def test_without_a_judge_there_is_no_recognition() -> None:

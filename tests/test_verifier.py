@@ -115,6 +115,8 @@ def test_rows_tell_how_often_a_person_is_recognised(tmp_path: Path, monkeypatch:
     assert rows.verification["none"] == plain["none"] == plain["constant"] > 0.5
     assert rows.verification["constant"] < 0.2
     assert (rows.verification_floor < 0.2).all()
+    assert rows.leakage_verification["none"] == 1
+    assert rows.leakage_verification_low["constant"] < 0.1
     assert rows.verification_def.str.contains("1% false accepts").all()
     assert '"disjoint":true' in rows.dataset_params["none"]
     per_image = pd.read_csv(tmp_path / "tiny" / "per_image.csv")

@@ -17,6 +17,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "gan-inversion": {"steps": 1, "restarts": 1, "hold": 2, "prior_steps": 2},
     "gradient-matching": {"steps": 2},
     "linear": {"draws": 1},
+    "model-inversion": {"steps": 1, "bank": 4, "candidates": 1, "checks": 1, "prior_steps": 2},
     "thumbnail": {"iterations": 2, "steps": 2, "width": 8, "depth": 1},
     "unet-inverter": {"steps": 2, "width": 8},
     "vit-inverter": {"steps": 2, "width": 16, "depth": 1},

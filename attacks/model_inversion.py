@@ -1,0 +1,137 @@
+"""Model inversion: the image of a public generator that a white-box victim takes for a class."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppbench.attack import Attack, Prior, Priors, Reconstruction
+from ppbench.attacks._asking import LOSSES, Loss, Victim, transformed
+from ppbench.attacks._gan import Generator, Nets, held_out
+from ppbench.attacks._gan_nets import GeneratorNet
+from ppbench.view import View
+
+GENTLE, HARD = 0.9, 0.6  # smallest share of a side that is shown while codes descend, and when they are compared
+_AT_ONCE = 2**20  # values of images in one pass, at most
+
+
+@dataclass(frozen=True)
+class ModelInversion(Attack):
+    """Draw what the victim takes for a target's class (plug and play attacks, PPA: Struppek et al. 2022).
+
+    The release is not looked at: what comes back is what the victim's weights tell of a class, a person where the
+    classes are people. Codes of a generator trained on public images are chosen by the victim's confidence over random
+    transformations, descend to the class, and the one of which the victim is the surest under stronger ones is drawn,
+    for all targets of the class alike. The victim is asked as its clients ask it, with keys of one's own.
+
+    Source: arXiv 2201.12179; the margin loss is that of PLG-MI (Yuan et al. 2023, arXiv 2302.09814).
+
+    Attributes:
+        steps: of Adam on the codes.
+        bank: codes among which every class chooses.
+        candidates: codes of a class that descend.
+        checks: transformations by which codes are chosen, and candidates compared.
+        rate: learning rate, in standard deviations of the codes.
+        pull: weight that holds a code near the centre of all, beside the loss.
+        loss: `poincare` or `margin`.
+        prior_steps: steps of training the generator.
+    """
+
+    requires = frozenset({"labels", "public", "algorithm", "model"})
+    default_threat = "white-box"
+    steps: int = 50
+    bank: int = 400
+    candidates: int = 4
+    checks: int = 8
+    rate: float = 0.2
+    pull: float = 0.01
+    loss: Loss = "margin"
+    prior_steps: int = Generator.steps
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "bank", "candidates", "checks", "prior_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.rate > 0 or self.pull < 0:
+            raise ValueError("rate must be positive, pull must not be negative")
+
+    def priors(self, view: View) -> dict[str, Prior]:
+        """Name the generator, which depends on the public images alone; `gan-inversion` has the same."""
+        return {"generator": self._prior}
+
+    def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
+        """Return for every target the best image of its class."""
+        nets, victim = self._prior.load(view, priors["generator"]), Victim.of(view)
+        classes, mine = view.labels.unique(return_inverse=True)
+        codes, labels = self._starts(view, nets, victim, classes, rng)
+        codes, trace = self._descend(nets.generator, victim, codes, labels, rng)
+        images = drawn(nets.generator, codes)
+        sure = confidence(victim, images, self.checks, HARD, rng).gather(1, labels[:, None]).view(-1, len(classes))
+        best = sure.argmax(0) * len(classes) + torch.arange(len(classes), device=sure.device)
+        note = f"the victim is {sure.amax(0).mean():.0%} sure on average, under transformations"
+        return Reconstruction(images[best][mine], note=note, objective=trace[:, best][:, mine])
+
+    @property
+    def _prior(self) -> Generator:
+        return Generator(steps=self.prior_steps)
+
+    def _starts(self, view: View, nets: Nets, victim: Victim, classes: Tensor,
+                rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the codes `[candidates * classes, latent]` of which the victim is the surest, and their classes.
+
+        Half of the bank are public images, half are new.
+        """
+        known = view.public[~held_out(view.public)]
+        some = known.pixels[torch.randperm(len(known), generator=rng)[: self.bank // 2]]
+        new = max(self.bank - len(some), self.candidates - len(some))
+        with torch.no_grad():
+            noise = torch.randn(new, self._prior.latent, generator=rng).to(some.device)
+            anyone = torch.full((new,), view.classes, device=some.device)
+            bank = torch.cat([nets.encoder(some)[0], nets.generator.codes(noise, anyone)])
+        sure = confidence(victim, drawn(nets.generator, bank), self.checks, HARD, rng)[:, classes]
+        best = sure.topk(min(self.candidates, len(bank)), dim=0).indices  # [candidates, classes]
+        return bank[best.flatten()], classes.repeat(len(best))
+
+    def _descend(self, generator: GeneratorNet, victim: Victim, codes: Tensor, labels: Tensor,
+                 rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the codes `[N, latent]` after all steps, and what was minimised `[steps, N]`."""
+        everyone = torch.tensor(generator.classes, device=codes.device)
+        centre, spread = generator.centre(everyone), (generator.spread(everyone) / 2).exp()
+        values = ((codes - centre) / spread).requires_grad_()
+        optimiser = torch.optim.Adam([values], self.rate, betas=(0.9, 0.99))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
+        trace = []
+        for _ in range(self.steps):
+            optimiser.zero_grad()
+            losses = []
+            for rows in _parts(generator, len(values)):
+                with torch.enable_grad():
+                    shown = transformed(generator(centre + spread * values[rows]), GENTLE, rng)
+                    loss = LOSSES[self.loss](victim.logits(shown, rng), labels[rows])
+                    (loss + self.pull * values[rows].square().mean(1)).sum().backward()
+                losses.append(loss.detach())
+            optimiser.step()
+            schedule.step()
+            trace.append(torch.cat(losses))
+        return (centre + spread * values).detach(), torch.stack(trace)
+
+
+@torch.no_grad()
+def confidence(victim: Victim, images: Tensor, times: int, smallest: float, rng: torch.Generator) -> Tensor:
+    """Return the mean probabilities `[N, classes]` of images, transformed in so many ways."""
+    rows = max(1, _AT_ONCE // images[0].numel())
+    return torch.cat([
+        torch.stack([victim.logits(transformed(some, smallest, rng), rng).softmax(1) for _ in range(times)]).mean(0)
+        for some in images.split(rows)])
+
+
+@torch.no_grad()
+def drawn(generator: GeneratorNet, codes: Tensor) -> Tensor:
+    """Return the images `[N, C, H, W]` of codes `[N, latent]`."""
+    return torch.cat([generator(codes[rows]) for rows in _parts(generator, len(codes))])
+
+
+def _parts(generator: GeneratorNet, count: int) -> list[slice]:
+    size = max(1, _AT_ONCE // (16 * math.prod(generator.canvas.shape)))
+    return [slice(first, first + size) for first in range(0, count, size)]

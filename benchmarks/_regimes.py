@@ -1,0 +1,64 @@
+"""Learned attacks beside all others, regime by regime, by suites `regimes` and `unkeyed`; and what each cell costs."""
+
+import json
+from collections.abc import Mapping
+
+from _suites import Tables, results_of
+from _table import Figure, at_least
+
+from ppbench.results import Row
+
+LEARNED = ("thumbnail", "vit-inverter", "unet-inverter")
+ROUNDING = 0.01  # by which an attack that stands on the linear estimate may fall below it on other images
+# SSIM, Qi et al. 2022 (arXiv 2205.12041): inverse transformation network with keys of one's own; their set, their sizes
+PUBLISHED = {"vit-cipher": 0.117, "le": 0.407, "etc": 0.529, "ele": 0.021}
+OWN_KEYS = "ciphertext-only"
+BRIEF = {"steps": 40, "batch": 16, "width": 16, "depth": 1}
+
+
+def regimes(quick: bool) -> list[Figure]:
+    """Run the suites (or go on with them), and hold what is learned against the linear estimate."""
+    found = []
+    for name in ("regimes", "unkeyed"):
+        rows, timings = results_of(name, brief if quick else None)
+        linear = {_deployed(row): row["ssim"] for row in rows if row["attack"] == "linear"}
+        for row in rows:
+            found += figures(row, linear[_deployed(row)], timings[row["cell"]])
+    return found
+
+
+def brief(tables: Tables) -> Tables:
+    """Cut a suite down to half a minute's work: two defenses, learned attacks of a few steps, without LPIPS."""
+    tables["dataset"] = [table | {"private": 200, "public": 400} for table in tables["dataset"]]
+    defenses = [table for table in tables["defense"] if table in ({"use": "block-scrambling"}, {"use": "mixup"})]
+    attacks = [table for table in tables["attack"] if table["use"] in ("linear", "unet-inverter", "vit-inverter")]
+    for table in attacks:
+        if "steps" in table:
+            table |= BRIEF
+        if "threats" in table:
+            table["threats"] = [OWN_KEYS, "known-plaintext-all"]
+    score = tables["score"] | {"groups": ["ssim", "identification"]}
+    return tables | {"targets": 50, "defense": defenses, "attack": attacks, "score": score}
+
+
+def figures(row: Row, linear: float, timings: Mapping[str, float]) -> list[Figure]:
+    """Return a row's scores and seconds; those of networks beside what is known of them."""
+    name = f"{_defense(row)}: {row['attack']}, {row['threat']}"
+    found = [Figure(name, figure, row[figure]) for figure in ("ssim", "lpips", "identification") if figure in row]
+    preset = json.loads(row["defense_params"]).get("preset", "vit-cipher")
+    if row["attack"] == "unet-inverter" and row["threat"] == OWN_KEYS and row["defense"] == "block-scrambling":
+        found[0] = Figure(name, "ssim", row["ssim"], f"published: {PUBLISHED[preset]:g}" if preset in PUBLISHED else "")
+    if row["attack"] in LEARNED and row["threat"] in (OWN_KEYS, "known-plaintext-all"):
+        found.append(at_least(name, "ssim over that of linear", row["ssim"] - linear, -ROUNDING))
+    return [*found, Figure(name, "seconds of training", timings["prior"]),
+            Figure(name, "seconds of attack", timings["attack"])]
+
+
+def _deployed(row: Row) -> tuple[str, str, str, str]:
+    return row["defense"], row["defense_params"], row["key_scope"], row["threat"]
+
+
+def _defense(row: Row) -> str:
+    params = " ".join(f"{name} {value}" for name, value in json.loads(row["defense_params"]).items())
+    return ", ".join(filter(None, [row["defense"], params, f"a key for every {row['key_scope']}"
+                                   if row["key_scope"] in ("image", "client") else ""]))
