@@ -1,7 +1,8 @@
 """Rows of a committed suite, whole or in small."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,30 @@ from ppbench.runner import RunOptions, run
 from ppbench.suite import read_suite, validate
 
 Tables = dict[str, Any]
-Timings = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a suite came to.
+
+    Attributes:
+        rows: of what was applicable.
+        timings: by cell, the seconds of training priors (`prior`), of the `attack` and of scoring (`score`).
+        computed: how many artefacts of a kind were made.
+    """
+
+    rows: list[Row]
+    timings: dict[str, dict[str, float]]
+    computed: Mapping[str, int]
 
 
 def rows_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> list[Row]:
     """Return the rows alone of `results_of`."""
-    return results_of(name, brief)[0]
+    return results_of(name, brief).rows
 
 
-def results_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> tuple[list[Row], Timings]:
+def results_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> Results:
     """Run `leaderboards/suites/NAME.toml`, or go on with it in runs/; in a scratch folder where `brief` shortens it.
-
-    Returns:
-        The rows of what was applicable, and by cell the seconds of training priors, of the attack and of scoring.
 
     Raises:
         SystemExit: a cell came to nothing; says why.
@@ -37,9 +49,9 @@ def results_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> tu
     plan = make_plan(validate(brief(tables) if brief else tables, suite.name), suite.parent)
     with tempfile.TemporaryDirectory() as scratch, Terminal() as terminal:
         output = Path(scratch) if brief else ROOT / "runs"
-        rows = run(plan, RunOptions(output), terminal).rows
+        found = run(plan, RunOptions(output), terminal)
         timings = pd.read_csv(output / plan.name / "timings.csv", index_col="cell").to_dict("index")
-    for row in rows:
+    for row in found.rows:
         if row["status"] not in ("ok", "not-applicable"):
             raise SystemExit(f"{name}: {row['attack']} on {row['defense']} {row['status']}: {row['reason']}")
-    return [row for row in rows if row["status"] == "ok"], timings
+    return Results([row for row in found.rows if row["status"] == "ok"], timings, found.computed)
