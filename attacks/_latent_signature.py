@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ppbench.attacks._straight import straight_through
 from ppbench.blocks import cut
-from ppbench.codec import to_bytes8
 from ppbench.data import Images, Shape
 from ppbench.defense import Defense, resize
 from ppbench.seeding import generator, spawn
@@ -52,21 +52,11 @@ class Simulated(Signature):
     name = "the defense run on the guess"
 
     def of_plain(self, images: Tensor) -> Tensor:
-        """Protect the images; where the defense has no derivative, that of a plain resize stands in (straight through).
-
-        Straight through: Athalye et al. 2018, "Obfuscated gradients give a false sense of security".
-        """
+        """Protect the images; where the defense has no derivative, that of a plain resize stands in."""
         rows = torch.arange(len(images))
         private = Images(images, torch.zeros_like(rows), rows)
         released = self.defense.protect(private, None, generator(0)).images
-        exact = released.detach()
-        if self.quantise == 8:
-            exact = to_bytes8(exact)
-        if not images.requires_grad:
-            return _picture(exact)
-        _, c, h, w = released.shape
-        leading = released if released.requires_grad else resize(images, (c, h, w))
-        return _picture(exact + (leading - leading.detach()))
+        return _picture(straight_through(released, images, self.quantise))
 
     def of_released(self, images: Tensor) -> Tensor:
         """Return pixels and edges of the release."""

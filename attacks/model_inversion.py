@@ -13,7 +13,7 @@ from ppbench.attacks._gan_nets import GeneratorNet
 from ppbench.view import View
 
 GENTLE, HARD = 0.9, 0.6  # smallest share of a side that is shown while codes descend, and when they are compared
-_AT_ONCE = 2**20  # values of images in one pass, at most
+_VALUES, _FEWEST = 2**18, 8  # of pixels in a pass, and images in it where these are more
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class ModelInversion(Attack):
 
     requires = frozenset({"labels", "public", "algorithm", "model"})
     default_threat = "white-box"
+    shows = "class"
     steps: int = 50
     bank: int = 400
     candidates: int = 4
@@ -62,15 +63,14 @@ class ModelInversion(Attack):
 
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
         """Return for every target the best image of its class."""
-        nets, victim = self._prior.load(view, priors["generator"]), Victim.of(view)
+        nets, victim = self._prior.load(view, priors["generator"]), Victim.of(view, rng)
         classes, mine = view.labels.unique(return_inverse=True)
         codes, labels = self._starts(view, nets, victim, classes, rng)
         codes, trace = self._descend(nets.generator, victim, codes, labels, rng)
-        images = drawn(nets.generator, codes)
-        sure = confidence(victim, images, self.checks, HARD, rng).gather(1, labels[:, None]).view(-1, len(classes))
-        best = sure.argmax(0) * len(classes) + torch.arange(len(classes), device=sure.device)
+        sure = self._confidence(nets.generator, victim, codes, rng).gather(1, labels[:, None]).view(-1, len(classes))
+        best = sure.argmax(0) * len(classes) + torch.arange(len(classes))
         note = f"the victim is {sure.amax(0).mean():.0%} sure on average, under transformations"
-        return Reconstruction(images[best][mine], note=note, objective=trace[:, best][:, mine])
+        return Reconstruction(drawn(nets.generator, codes[best])[mine], note=note, objective=trace[:, best][:, mine])
 
     @property
     def _prior(self) -> Generator:
@@ -80,50 +80,62 @@ class ModelInversion(Attack):
                 rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the codes `[candidates * classes, latent]` of which the victim is the surest, and their classes.
 
-        Half of the bank are public images, half are new.
+        Half of the bank are public images, as far as there are so many; all others are new.
         """
         known = view.public[~held_out(view.public)]
         some = known.pixels[torch.randperm(len(known), generator=rng)[: self.bank // 2]]
-        new = max(self.bank - len(some), self.candidates - len(some))
+        new = max(self.bank, self.candidates) - len(some)
         with torch.no_grad():
-            noise = torch.randn(new, self._prior.latent, generator=rng).to(some.device)
-            anyone = torch.full((new,), view.classes, device=some.device)
+            noise, anyone = torch.randn(new, self._prior.latent, generator=rng), torch.full((new,), view.classes)
             bank = torch.cat([nets.encoder(some)[0], nets.generator.codes(noise, anyone)])
-        sure = confidence(victim, drawn(nets.generator, bank), self.checks, HARD, rng)[:, classes]
-        best = sure.topk(min(self.candidates, len(bank)), dim=0).indices  # [candidates, classes]
+        sure = self._confidence(nets.generator, victim, bank, rng)[:, classes]
+        best = sure.topk(self.candidates, dim=0).indices  # [candidates, classes]
         return bank[best.flatten()], classes.repeat(len(best))
 
     def _descend(self, generator: GeneratorNet, victim: Victim, codes: Tensor, labels: Tensor,
                  rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the codes `[N, latent]` after all steps, and what was minimised `[steps, N]`."""
-        everyone = torch.tensor(generator.classes, device=codes.device)
+        """Return the codes `[N, latent]` after all steps, and the victim's loss `[steps + 1, N]` before each and after.
+
+        Every loss is of other transformations and keys; the pull to the centre is not in it.
+        """
+        everyone = torch.tensor(generator.classes)
         centre, spread = generator.centre(everyone), (generator.spread(everyone) / 2).exp()
         values = ((codes - centre) / spread).requires_grad_()
         optimiser = torch.optim.Adam([values], self.rate, betas=(0.9, 0.99))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
-        trace = []
+
+        def loss_of(rows: slice) -> Tensor:
+            shown = transformed(generator(centre + spread * values[rows]), GENTLE, rng)
+            return LOSSES[self.loss](victim.logits(shown, rng), labels[rows])
+
+        parts, trace = _parts(generator, len(values)), []
         for _ in range(self.steps):
             optimiser.zero_grad()
             losses = []
-            for rows in _parts(generator, len(values)):
+            for rows in parts:
                 with torch.enable_grad():
-                    shown = transformed(generator(centre + spread * values[rows]), GENTLE, rng)
-                    loss = LOSSES[self.loss](victim.logits(shown, rng), labels[rows])
+                    loss = loss_of(rows)
                     (loss + self.pull * values[rows].square().mean(1)).sum().backward()
                 losses.append(loss.detach())
             optimiser.step()
             schedule.step()
             trace.append(torch.cat(losses))
+        with torch.no_grad():
+            trace.append(torch.cat([loss_of(rows) for rows in parts]))
         return (centre + spread * values).detach(), torch.stack(trace)
+
+    @torch.no_grad()
+    def _confidence(self, generator: GeneratorNet, victim: Victim, codes: Tensor, rng: torch.Generator) -> Tensor:
+        """Return the victim's mean probabilities `[N, classes]` of what codes `[N, latent]` draw, transformed hard."""
+        return torch.cat([confidence(victim, generator(codes[rows]), self.checks, HARD, rng)
+                          for rows in _parts(generator, len(codes))])
 
 
 @torch.no_grad()
 def confidence(victim: Victim, images: Tensor, times: int, smallest: float, rng: torch.Generator) -> Tensor:
     """Return the mean probabilities `[N, classes]` of images, transformed in so many ways."""
-    rows = max(1, _AT_ONCE // images[0].numel())
-    return torch.cat([
-        torch.stack([victim.logits(transformed(some, smallest, rng), rng).softmax(1) for _ in range(times)]).mean(0)
-        for some in images.split(rows)])
+    return torch.stack([victim.logits(transformed(images, smallest, rng), rng).softmax(1)
+                        for _ in range(times)]).mean(0)
 
 
 @torch.no_grad()
@@ -133,5 +145,5 @@ def drawn(generator: GeneratorNet, codes: Tensor) -> Tensor:
 
 
 def _parts(generator: GeneratorNet, count: int) -> list[slice]:
-    size = max(1, _AT_ONCE // (16 * math.prod(generator.canvas.shape)))
+    size = max(_FEWEST, _VALUES // math.prod(generator.canvas.shape))
     return [slice(first, first + size) for first in range(0, count, size)]

@@ -1,8 +1,8 @@
-"""How much of protected images comes back: block ciphers by their keys, what averaging leaves, what an order hides.
+"""How much of protected images comes back: by keys, by averages, by an order, and by learning, regime by regime.
 
     python benchmarks/inverters.py [--quick] [--json FILE]
 
-The full form trains for an hour or so; what it trained is kept in `runs/`. data/cifar10.npz must be there
+The full form trains for some hours; what it trained is kept in `runs/`. data/cifar10.npz must be there
 (leaderboards/README.md).
 """
 

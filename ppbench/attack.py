@@ -63,6 +63,8 @@ class Attack(ABC):
         uses: what it uses besides, where it is granted; only who names `oracle` here or above is asked for `queries`.
         default_threat: the threat model used when a suite names none.
         role: `floor` and `ceiling` are yardsticks beside which the attacks are read; they are never ranked.
+        shows: what an estimate is to show: the target's `image`, or its `class` (the person, where classes are people),
+            which `verification` finds and measures against an image do not.
         ceiling: SSIM that the attack must reach on the defense `none` under its default threat model; below it, its
             rows are suspect.
     """
@@ -71,6 +73,7 @@ class Attack(ABC):
     uses: ClassVar[frozenset[Capability]] = frozenset()
     default_threat: ClassVar[str]
     role: ClassVar[Literal["attack", "floor", "ceiling"]] = "attack"
+    shows: ClassVar[Literal["image", "class"]] = "image"
     ceiling: ClassVar[float | None] = None
 
     def priors(self, view: View) -> dict[str, Prior]:

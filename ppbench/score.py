@@ -233,10 +233,15 @@ def _floors(truth: Truth, private: Tensor, aligned: bool, within: int | None, sc
                 images = images[assign(images, private, within)]
             floors[metric] = scorers[metric](images).double()
             sheet.texts[f"{metric}_floor_method"] = guess.method
+            if "verification" in scorers:  # a blind guess may look like somebody
+                passed = scorers["verification"](images).double()
+                if "verification" not in floors or _better("verification", passed, floors["verification"]):
+                    floors["verification"] = passed
+                    sheet.texts["verification_floor_method"] = guess.method
     # What the judge sees in a blind guess says little: its floor is public images, of the label where it is known.
     measured = [name for name in (*PERFECT, "identification_feature", "recognition", "verification")
                 if name in scorers]
-    floored = [name for name in measured if name not in floors] if aligned else measured
+    floored = [name for name in measured if name not in floors or name == "verification"] if aligned else measured
     draws = _aligned_floor if aligned else unordered_floor
     drawn = draws(truth.images.public, labels, private, {name: scorers[name] for name in floored}, rng, within)
     for name, floor in drawn.items():
@@ -258,7 +263,7 @@ def _aligned_floor(public: Images, labels: Tensor | None, targets: Tensor, score
 
 
 def _better(name: str, one: Tensor, other: Tensor) -> bool:
-    better = float(one.mean()) > float(other.mean())
+    better = _mean(name, one) > _mean(name, other)
     return better != (name == "lpips")
 
 
@@ -271,6 +276,9 @@ def _calibrate(sheet: Sheet, name: str, per_image: Tensor, floor: Tensor, perfec
     if not measured.any() or not _better(name, perfect[measured], floor[measured]):
         return
     gained, possible = (per_image - floor)[measured], (perfect - floor)[measured]
+    if name not in PERFECT and not mean_interval(possible, spawn(rng)).low > 0:
+        sheet.notes.append(f"{name}: no leakage, as originals do not clearly beat the floor")
+        return
     sheet.values[f"leakage_{name}"] = float(gained.mean() / possible.mean())
     sheet.values[f"leakage_{name}_low"], sheet.values[f"leakage_{name}_high"] = ratio_interval(gained, possible, rng)
 

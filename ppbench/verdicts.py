@@ -123,7 +123,7 @@ def _admission(cell: Cell, row: Row, on_none: Row | None, by: tuple[str, ...]) -
     if on_none["status"] != "ok":
         return "no", f"the attack is {on_none['status']} on {REFERENCE!r}"
     if not any(on_none.get(f"leakage_{metric}") is not None for metric in METRICS):
-        return "", "no leakage was measured: add ssim, lpips or identification to the score groups"
+        return "", "no leakage was measured: add ssim, lpips, identification or verification to the score groups"
     if not by:
         return "no", f"on {REFERENCE!r} the attack does not beat the floor by more than its interval"
     return "yes", ""

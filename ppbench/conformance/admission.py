@@ -19,9 +19,14 @@ ZERO = 1e-6
 
 
 def admission(bench: AttackBench) -> Iterator[str]:
-    """Run one real cell on the defense `none`, in processes of its own, and read its row."""
+    """Run one real cell on the defense `none`, in processes of its own, and read its row.
+
+    An attack that shows a class is not held against images: photographs have no people to be found again.
+    """
     with tempfile.TemporaryDirectory() as folder:
         row = _row(bench.subject, Path(folder), ["ssim"])
+        if row["status"] == "ok" and bench.attack.shows == "class":
+            return
         clear = row["status"] != "ok" or bench.attack.role == "floor" or "same-output" in row["flags"].split()
         if not clear and not _beats_floor(row):
             row = _row(bench.subject, Path(folder), list(METRICS))  # trains a judge: only where SSIM does not do
@@ -45,7 +50,7 @@ def _verdict(row: Row, role: str) -> Iterator[str]:
 
 
 def _beats_floor(row: Row) -> bool:
-    """Say whether the leakage by any metric is above 0 by more than its interval, as the run's own verdict does."""
+    """Say whether the leakage by any of them is above 0 by more than its interval, as the run's own verdict does."""
     lows = [row.get(_low(metric)) for metric in METRICS]
     return any(low is not None and low > 0 for low in lows)  # NaN: no
 
