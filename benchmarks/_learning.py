@@ -32,8 +32,6 @@ def figures(row: Row) -> list[Figure]:
     """Return a row's accuracy, and how far it stays behind the same network on plain images."""
     params = {"{}": ""}.get(row["defense_params"], f" {row['defense_params']}")
     name = f"{row['victim'].rpartition(':')[2]} | {row['defense']}{params} | seed {row['seed']}"
-    if row["status"] != "ok":
-        return [Figure(name, f"{row['status']}: {row['reason']}", float("nan"), "ok", met=False)]
     gap = 100 * (row["task_accuracy"] - row["task_accuracy_plain"])
     found = [Figure(name, "accuracy", row["task_accuracy"])]
     if row["victim_adapted"] == "weights" and row["defense"] == "block-scrambling":

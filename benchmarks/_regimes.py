@@ -61,7 +61,7 @@ def figures(row: Row, linear: float, timings: Mapping[str, float]) -> list[Figur
     own = row["threat"] == OWN_KEYS and row["key_scope"] == "global"
     if row["attack"] == "unet-inverter" and own and row["defense"] == "block-scrambling":
         found[0] = Figure(name, "ssim", row["ssim"], f"published: {PUBLISHED[preset]:g}" if preset in PUBLISHED else "")
-    if row["attack"] in LEARNED and row["threat"] in (OWN_KEYS, "known-plaintext-all"):
+    if row["attack"] in LEARNED:
         found.append(at_least(name, "ssim over that of linear", row["ssim"] - linear, -ROUNDING))
     return [*found, Figure(name, "seconds of training", timings["prior"]),
             Figure(name, "seconds of attack", timings["attack"])]
