@@ -290,12 +290,13 @@ def test_targets_without_another_photo_are_counted_out(monkeypatch: pytest.Monke
     assert f"verification: 1 of {TARGETS} targets have no other photo" in sheet.notes
 
 
-@pytest.mark.parametrize(("plain", "leakage"), [(1.0, 0.5), (0.25, None)])
-def test_verification_leaks_up_to_what_originals_reach(plain: float, leakage: float | None,
+@pytest.mark.parametrize(("plain", "leakage"), [([1.0], 0.5), ([0.25], None), ([0.0, 0.55], None)])
+def test_verification_leaks_up_to_what_originals_reach(plain: list[float], leakage: float | None,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where originals themselves are not, or not clearly, taken for the person rather than blind guesses are."""
     class Stub:
         def __init__(self) -> None:
-            self.plain = torch.full((TARGETS,), plain, dtype=torch.float64)
+            self.plain = torch.tensor(plain, dtype=torch.float64).repeat(TARGETS)[:TARGETS]
 
         def verified(self, estimates: Tensor) -> Tensor:
             """Accept the estimate rather than public images; originals as often as is told."""
