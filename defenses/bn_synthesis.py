@@ -46,7 +46,7 @@ class BnSynthesis(Defense):
 
     The defaults suit the small teacher. With a ResNet-20 of CIFAR-10, `start = "natural"`, `match = "relative"`,
     `bn_weight = 1`, `ce_weight = 0.1` and `tv_weight = 0.1` taught more in as many steps; with its logits,
-    `stats = "model"` and `ce_weight = 0.02` did: images that the teacher is less sure of tell more of it.
+    `stats = "model"` and `ce_weight = 0.02` did from 2,000 images on: those that it is less sure of tell more of it.
 
     Attributes:
         images: how many to release, at least as many as there are targets; 0 = as many as are private.
