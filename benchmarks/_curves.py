@@ -117,7 +117,8 @@ def recipe(name: str, images: int, steps: int, batch: int = BATCH) -> BnSynthesi
     """Return the settings that served the ResNet-20 best.
 
     Hard labels need images that look like their class. Where the teacher's logits are learnt, the images that it is
-    less sure of teach more: they match the statistics of all classes together, and hardly seek their class.
+    less sure of teach more, if they are 2,000 or so: they match the statistics of all classes together, and hardly
+    seek their class.
     """
     how = BnSynthesis(images=images, steps=steps, batch=batch, teacher=NETWORK, teacher_weights=str(TEACHER),
                       match="relative", start="natural", bn_weight=1, ce_weight=0.1, tv_weight=0.1, amp=True, lr=0.2)
