@@ -54,7 +54,7 @@ class Sizes:
 
 # students of logits gain most of what they gain after the first 1,000 steps
 FULL = Sizes(20000, (1000, 2000, 5000), 100, (25, 50), 1000, BATCH, 3000, 10000)
-QUICK = Sizes(1000, (100,), 10, (), 0, 10, 20, 1000)
+QUICK = Sizes(600, (100,), 5, (), 0, 10, 10, 500)
 
 
 def curves(quick: bool) -> list[Figure]:
