@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ppbench.attack import Prior
 from ppbench.attacks._gan_nets import Design, DiscriminatorNet, EncoderNet, GeneratorNet, frozen
+from ppbench.bounds import above_zero, at_least
 from ppbench.codec import Tensors
 from ppbench.data import Images
 from ppbench.metrics import SSIM_WINDOW, ssim
@@ -72,11 +73,11 @@ class Generator(Prior):
     alone: float = 0.6
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "latent", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.lr > 0 or self.kl < 0 or self.adversarial < 0 or not 0 <= self.alone <= 1:
-            raise ValueError("lr must be positive, kl and adversarial not negative, alone between 0 and 1")
+        at_least(self, 1, "steps", "batch", "latent", "width")
+        at_least(self, 0, "kl", "adversarial")
+        above_zero(self, "lr")
+        if not 0 <= self.alone <= 1:
+            raise ValueError(f"alone is {self.alone}; it must lie between 0 and 1")
 
     def train(self, view: View, rng: torch.Generator) -> Tensors:
         """Return the weights of generator (their moving average) and encoder."""

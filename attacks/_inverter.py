@@ -30,6 +30,7 @@ from ppbench.attacks._pairs import (
 )
 from ppbench.attacks._simulate import ANYONE, Simulated, joined, named, simulate, targets_by_key
 from ppbench.blocks import cut
+from ppbench.bounds import above_zero, at_least
 from ppbench.codec import Tensors
 from ppbench.data import Shape
 from ppbench.defense import Pieces
@@ -203,11 +204,8 @@ class InverterAttack(Attack):
     amp: bool
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "width", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.rate <= 0:
-            raise ValueError(f"rate is {self.rate}; it must be positive")
+        at_least(self, 1, "steps", "batch", "width", "depth")
+        above_zero(self, "rate")
 
     @abstractmethod
     def prior(self) -> InverterPrior:

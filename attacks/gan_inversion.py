@@ -9,6 +9,7 @@ from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks._gan import Generator, Nets, held_out
 from ppbench.attacks._latent_search import Search, Stop
 from ppbench.attacks._latent_signature import choose
+from ppbench.bounds import above_zero, at_least
 from ppbench.data import Images
 from ppbench.defense import resize
 from ppbench.metrics import SSIM_WINDOW, ssim
@@ -50,11 +51,9 @@ class GanInversion(Attack):
     prior_steps: int = Generator.steps
 
     def __post_init__(self) -> None:
-        for name in ("steps", "restarts", "prior_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.hold < 0 or self.pull < 0 or not self.code_rate > 0 or not self.feature_rate > 0:
-            raise ValueError("hold and pull must not be negative, code_rate and feature_rate must be positive")
+        at_least(self, 1, "steps", "restarts", "prior_steps")
+        at_least(self, 0, "hold", "pull")
+        above_zero(self, "code_rate", "feature_rate")
 
     def priors(self, view: View) -> dict[str, Prior]:
         """Name the generator, which depends on the public images alone."""

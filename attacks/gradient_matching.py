@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from ppbench.attack import Attack, Priors, Reconstruction
 from ppbench.attacks._closed_form import vit_inputs
 from ppbench.attacks._labels import infer_labels
+from ppbench.bounds import above_zero, at_least
 from ppbench.codec import Tensors
 from ppbench.defense import resize
 from ppbench.errors import NotApplicable
@@ -87,11 +88,9 @@ class GradientMatching(Attack):
     closed_form: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("steps", "restarts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.learning_rate <= 0 or self.tv < 0:
-            raise ValueError("learning_rate must be positive and tv must not be negative")
+        at_least(self, 1, "steps", "restarts")
+        at_least(self, 0, "tv")
+        above_zero(self, "learning_rate")
 
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
         """Reconstruct the released images of every batch of targets."""

@@ -9,6 +9,7 @@ from ppbench.attack import Attack, Priors, Reconstruction
 from ppbench.attacks._assemble import Grid, Search, assemble
 from ppbench.attacks._seams import combo
 from ppbench.blocks import cut, join, permute_rows
+from ppbench.bounds import at_least
 from ppbench.defense import Pieces, resize
 from ppbench.view import View
 
@@ -35,8 +36,8 @@ class Jigsaw(Attack):
     joint: int = 64
 
     def __post_init__(self) -> None:
-        if self.restarts < 1 or self.joint < 1 or self.generations < 0:
-            raise ValueError("restarts and joint must be at least 1, generations at least 0")
+        at_least(self, 1, "restarts", "joint")
+        at_least(self, 0, "generations")
 
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
         """Return the released images with their blocks where they fit best."""

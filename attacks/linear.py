@@ -9,6 +9,7 @@ from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks import _ridge
 from ppbench.attacks._pairs import halves, held_out, learnt, mirrored, with_a_key_each
 from ppbench.attacks._simulate import ANYONE, Simulated, joined, known_pairs, named, simulate, targets_by_key
+from ppbench.bounds import at_least
 from ppbench.codec import Tensors
 from ppbench.data import Shape
 from ppbench.seeding import spawn
@@ -74,8 +75,7 @@ class Linear(Attack):
     draws: int = 2
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ValueError(f"draws is {self.draws}; it must be at least 1")
+        at_least(self, 1, "draws")
 
     def priors(self, view: View) -> dict[str, Prior]:
         """Name the map, which depends on public images, algorithm and known pairs alone; one for each key."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ppbench.attack import Priors, Reconstruction, TrainingAttack
 from ppbench.attacks._payload import MANTISSA, carriers, flatten, from_bits, hide, reveal, to_bits, unflatten
+from ppbench.bounds import above_zero
 from ppbench.codec import Tensors
 from ppbench.defense import Release, resize
 from ppbench.view import View
@@ -43,8 +44,7 @@ class Memorization(TrainingAttack):
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= MANTISSA:
             raise ValueError(f"bits is {self.bits}; it must lie between 1 and {MANTISSA}")
-        if self.strength <= 0:
-            raise ValueError(f"strength is {self.strength}; it must be positive")
+        above_zero(self, "strength")
 
     def capacity(self, weights: int, shape: tuple[int, ...]) -> int:
         """Return how many images of `shape` so many weights hold."""

@@ -10,6 +10,7 @@ from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks._asking import LOSSES, Loss, Victim, transformed
 from ppbench.attacks._gan import Generator, Nets, held_out
 from ppbench.attacks._gan_nets import GeneratorNet
+from ppbench.bounds import above_zero, at_least
 from ppbench.view import View
 
 GENTLE, HARD = 0.9, 0.6  # smallest share of a side that is shown while codes descend, and when they are compared
@@ -51,11 +52,9 @@ class ModelInversion(Attack):
     prior_steps: int = Generator.steps
 
     def __post_init__(self) -> None:
-        for name in ("steps", "bank", "candidates", "checks", "prior_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.rate > 0 or self.pull < 0:
-            raise ValueError("rate must be positive, pull must not be negative")
+        at_least(self, 1, "steps", "bank", "candidates", "checks", "prior_steps")
+        at_least(self, 0, "pull")
+        above_zero(self, "rate")
 
     def priors(self, view: View) -> dict[str, Prior]:
         """Name the generator, which depends on the public images alone; `gan-inversion` has the same."""

@@ -12,6 +12,7 @@ from ppbench.attacks._inverter import described, estimated, known_labels, loss_o
 from ppbench.attacks._pairs import held_out, learnt
 from ppbench.attacks._wiener import Spectrum, Wiener
 from ppbench.attacks.unet_inverter import UnetPrior
+from ppbench.bounds import above_zero, at_least
 from ppbench.codec import Tensors
 from ppbench.data import Images
 from ppbench.defense import resize
@@ -77,11 +78,9 @@ class Thumbnail(Attack):
     amp: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("iterations", 1), ("steps", 0), ("batch", 1), ("width", 1), ("depth", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.rate <= 0:
-            raise ValueError(f"rate is {self.rate}; it must be positive")
+        at_least(self, 1, "iterations", "batch", "width", "depth")
+        at_least(self, 0, "steps")
+        above_zero(self, "rate")
 
     def priors(self, view: View) -> dict[str, Prior]:
         """Name the prior of natural images and the U-Net, which depend on public images and algorithm alone."""

@@ -1,11 +1,11 @@
 """Gaussian blur, as practitioners hide faces and number plates."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ppbench.bounds import above_zero
 from ppbench.codec import Tensors
 from ppbench.data import Shape
 from ppbench.defense import PerImageDefense
@@ -25,8 +25,7 @@ class Blur(PerImageDefense):
     sigma: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma < math.inf:
-            raise ValueError(f"sigma is {self.sigma}; it must be a positive number of pixels")
+        above_zero(self, "sigma")
 
     def check(self, shape: Shape) -> None:
         """Refuse a Gaussian wider than the image, of which nothing but the mean colour would be left."""

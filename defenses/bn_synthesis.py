@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppbench.bounds import above_zero, at_least
 from ppbench.data import Images, Shape
 from ppbench.defense import Defense, Keys, Release
 from ppbench.defenses._bn_memory import activations, batches_at_once, free
@@ -98,12 +99,8 @@ class BnSynthesis(Defense):
     def __post_init__(self) -> None:
         if self.images < 0:
             raise ValueError(f"images is {self.images}; it must be 0 (as many as are private) or more")
-        for name in ("steps", "batch", "teacher_epochs", "temperature", "lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("bn_weight", "ce_weight", "tv_weight", "l2_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        above_zero(self, "steps", "batch", "teacher_epochs", "temperature", "lr")
+        at_least(self, 0, "bn_weight", "ce_weight", "tv_weight", "l2_weight")
 
     def count(self, private: int) -> int:
         """Release as many as are asked for, or as are private."""

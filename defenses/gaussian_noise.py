@@ -1,11 +1,11 @@
 """Gaussian noise on the pixels: the simplest perturbation, and what formal privacy starts from."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ppbench.bounds import above_zero
 from ppbench.codec import Tensors
 from ppbench.defense import PerImageDefense
 
@@ -21,8 +21,7 @@ class GaussianNoise(PerImageDefense):
     sigma: float = 0.2
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma < math.inf:
-            raise ValueError(f"sigma is {self.sigma}; it must be a positive number")
+        above_zero(self, "sigma")
 
     def encrypt(self, images: Tensor, key: Tensors, rng: torch.Generator) -> Tensor:
         """Add fresh noise and clamp."""

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ppbench.bounds import at_least
 from ppbench.codec import Tensors
 from ppbench.data import Images, Shape
 from ppbench.defense import Defense, Keys, Release, resize
@@ -41,8 +42,7 @@ class InstaHide(Defense):
     queries: Literal["encrypted", "plain"] = "encrypted"
 
     def __post_init__(self) -> None:
-        if self.images < 1:
-            raise ValueError(f"images is {self.images}; it must be at least 1")
+        at_least(self, 1, "images")
         if self.images > 1 and not 1 / self.images <= self.cap <= 1:
             raise ValueError(f"cap is {self.cap}; it must lie between 1 / images = {1 / self.images:.4g} and 1")
         if self.queries not in ("encrypted", "plain"):

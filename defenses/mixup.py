@@ -4,7 +4,6 @@ Sources: Hao et al., "Human-imperceptible, machine-recognizable images", IJCAI 2
 Dauphin & Lopez-Paz, "mixup: Beyond empirical risk minimization", ICLR 2018 (arXiv 1710.09412).
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppbench.blocks import check_divides, cut, join
+from ppbench.bounds import above_zero, at_least
 from ppbench.codec import Tensors
 from ppbench.data import Images, Shape
 from ppbench.defense import Keys, PerImageDefense, Release, resize
@@ -53,10 +53,8 @@ class Mixup(PerImageDefense):
     rpe: bool = False
 
     def __post_init__(self) -> None:
-        if self.images < 1:
-            raise ValueError(f"images is {self.images}; it must be at least 1")
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"alpha is {self.alpha}; it must be a positive number")
+        at_least(self, 1, "images")
+        above_zero(self, "alpha")
 
     @property
     def _whole(self) -> bool:

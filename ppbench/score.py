@@ -273,9 +273,9 @@ def _calibrate(sheet: Sheet, name: str, per_image: Tensor, floor: Tensor, perfec
     sheet.per_image[f"{name}_floor"] = floor
     sheet.values[f"{name}_floor"] = _mean(name, floor)
     measured = ~(per_image + floor + perfect).isnan()
-    if not measured.any() or not _better(name, perfect[measured], floor[measured]):
-        return
     gained, possible = (per_image - floor)[measured], (perfect - floor)[measured]
+    if not measured.any() or (name in PERFECT and possible.mean() == 0):
+        return
     if name not in PERFECT and not mean_interval(possible, spawn(rng)).low > 0:
         sheet.notes.append(f"{name}: no leakage, as originals do not clearly beat the floor")
         return

@@ -303,8 +303,10 @@ def test_verification_leaks_up_to_what_originals_reach(plain: list[float], leaka
             return torch.full((TARGETS,), 0.625 if torch.equal(estimates, PRIVATE) else 0.25, dtype=torch.float64)
 
     monkeypatch.setattr(scoring, "_album", lambda verifier, truth: Stub())
-    values = sheet_of(Reconstruction(PRIVATE), groups=["verification"], verifier={}).values
+    sheet = sheet_of(Reconstruction(PRIVATE), groups=["verification"], verifier={})
+    values = sheet.values
     assert values["verification_floor"] == 0.25
+    assert any("clearly beat the floor" in note for note in sheet.notes) == (leakage is None)
     assert values.get("leakage_verification") == leakage
     assert leakage is None or values["leakage_verification_low"] == leakage
 
