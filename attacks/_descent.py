@@ -47,6 +47,11 @@ class Course:
     best: int
     steps: int
 
+    def then(self, more: "Course") -> "Course":
+        """Return the course of this descent and of another that began at its best iterate."""
+        best = self.steps + more.best if more.best else self.best
+        return Course(self.losses + more.losses[1:], best, self.steps + more.steps)
+
 
 def descend(net: nn.Module, batches: Iterator[Some], loss_of: Callable[[Some], Tensor], judge: Callable[[], float],
             how: Descent) -> Course:

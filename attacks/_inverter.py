@@ -14,22 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
-from ppbench.attacks import _ridge
 from ppbench.attacks._affine import mirrors
 from ppbench.attacks._descent import Course, Descent, copied, descend
-from ppbench.attacks._pairs import (
-    fixed,
-    halves,
-    held_out,
-    learnt,
-    mirrored,
-    moved,
-    protected_anew,
-    telling_pairs,
-    with_a_key_each,
-)
-from ppbench.attacks._simulate import ANYONE, Simulated, joined, named, simulate, targets_by_key
-from ppbench.blocks import cut
+from ppbench.attacks._lessons import Lesson, fixed, lesson, protected_anew, rehearsed
+from ppbench.attacks._linear_map import DRAWS, LinearMap, from_own_keys, from_pairs, with_own_keys
+from ppbench.attacks._pairs import halves, learnt, moved, telling_pairs, with_a_key_each
+from ppbench.attacks._simulate import ANYONE, Simulated, named, simulate, targets_by_key
 from ppbench.bounds import above_zero, at_least
 from ppbench.codec import Tensors
 from ppbench.data import Shape
@@ -68,32 +58,36 @@ class Inverter:
     """A network on top of a linear estimate."""
 
     net: nn.Module
-    base: Tensors
+    base: LinearMap
     problem: Problem
 
-    def raw(self, released: Tensor, labels: Tensor) -> Tensor:
+    def raw(self, some: Lesson) -> Tensor:
         """Estimate plain images `[n, C, H, W]`, not yet clamped to [0, 1]."""
-        with torch.no_grad(), torch.autocast(released.device.type, enabled=False):
-            base = _ridge.apply(self.base, order_free(released, self.problem), self.problem.image)
-        residual: Tensor = self.net(released, base, labels)
-        return base + GAIN * residual
+        residual: Tensor = self.net(some.pairs.released, some.first, some.pairs.labels)
+        return some.first + GAIN * residual
 
     @torch.no_grad()
     def estimate(self, released: Tensor, labels: Tensor) -> Tensor:
         """Estimate plain images `[n, C, H, W]` in [0, 1] from released ones `[n, c, h, w]` and labels `[n]`."""
+        return self.refined(released, self.base.apply(released, self.problem.image), labels)
+
+    @torch.no_grad()
+    def refined(self, released: Tensor, first: Tensor, labels: Tensor) -> Tensor:
+        """Correct first estimates `[n, C, H, W]` that were made already."""
         self.net.eval()
         rows = max(1, _AT_ONCE // math.prod(self.problem.image))
-        return torch.cat([self.raw(some, theirs).clamp(0, 1)
-                          for some, theirs in zip(released.split(rows), labels.split(rows), strict=True)])
+        parts = zip(released.split(rows), first.split(rows), labels.split(rows), strict=True)
+        return torch.cat([(before + GAIN * self.net(seen, before, theirs)).clamp(0, 1)
+                          for seen, before, theirs in parts])
 
 
 @dataclass(frozen=True)
 class InverterPrior(Prior):
     """Train a network on plain and released images: with keys of one's own, on known pairs, or both.
 
-    Known pairs count where their key serves many images. Where all public images are such pairs, only these are used.
-    Where a few are, what was learnt with own keys and then from them competes with what was learnt from them alone, on
-    pairs held out.
+    Known pairs count where their key serves many images. What they teach a linear map is rehearsed under keys of one's
+    own, on which a network learns what such a map errs by, and then on the pairs themselves. Where they are few, this
+    competes on pairs held out with a network that learnt with a key for every image, and then from the pairs.
 
     Attributes:
         steps: optimiser steps.
@@ -123,11 +117,16 @@ class InverterPrior(Prior):
         # library initialisers draw from global state: fenced off, and seeded from rng
         with torch.enable_grad(), seeded(int(torch.randint(2**62, (), generator=rng))) as own:
             pairs = telling_pairs(view, self.client)
-            found = []
-            if pairs is None or len(pairs) < len(view.public):
-                found.append(self._from_own_keys(view, pairs, own))
-            if pairs is not None:
-                found.append(self._from_pairs(view, pairs, own))
+            if pairs is None:
+                return _stored(self._from_own_keys(view, own), "own keys")
+            some, held = halves(pairs)
+            if len(pairs) >= len(view.public):
+                return self._from_pairs(view, from_pairs(None, some, held), some, held, own)
+            first = self._from_own_keys(view, own)
+            base = from_pairs(first.inverter.base, some, held)
+            found = [self._tuned(first, some, held, own)]
+            if base.known is not None:
+                found.append(self._from_pairs(view, base, some, held, own))
         return min(found, key=lambda one: float(one["objective"][1:].min()))
 
     def load(self, found: Tensors, view: View) -> Inverter:
@@ -136,60 +135,72 @@ class InverterPrior(Prior):
         with seeded(0):
             net = self.network(problem)
         net.load_state_dict(_under(found, "net."))
-        return Inverter(net.to(found["objective"].device).eval(), _under(found, "base."), problem)
+        base = LinearMap.from_tensors(_under(found, "base."))
+        return Inverter(net.to(found["objective"].device).eval(), base, problem)
 
-    def _from_own_keys(self, view: View, pairs: Simulated | None, rng: torch.Generator) -> Tensors:
-        """Learn from public images protected with one's own keys, then from the few known pairs, if any."""
-        view = with_a_key_each(view)
+    def _from_own_keys(self, view: View, rng: torch.Generator) -> "_Trained":
+        """Learn from public images protected with one's own keys."""
         if view.algorithm.defense.partnered:
-            training, others = view.public[learnt(len(view.public))], view.public[held_out(len(view.public))]
-            held = simulate(view, others, spawn(rng))
-            some = joined([simulate(view, images, spawn(rng)) for images in (training, mirrored(training))])
-            steps = self.steps
-            batches = protected_anew(view, training, self.batch, steps, rng)
+            some, held = with_own_keys(view, DRAWS, rng)
         else:
             some, held = halves(simulate(view, view.public, spawn(rng)))
+        base = from_own_keys(view, some, held)
+        inverter = self._start(problem_of(view, free=moved(view)), base, held)
+        if view.algorithm.defense.partnered:
+            steps, training = self.steps, view.public[learnt(len(view.public))]
+            lessons = protected_anew(with_a_key_each(view), base, training, self.batch, steps, rng)
+        else:
             steps = self._fewer(some)
-            batches = fixed(some, self.batch, steps, rng)
-        inverter = self._start(problem_of(view, free=moved(view)), some, held)
-        course = self._descend(inverter, batches, steps, held)
-        if pairs is None:
-            return _stored(inverter, held, course, "own keys")
-        some, held = halves(pairs)
-        steps = self._fewer(some)
-        tuning = self._descend(inverter, fixed(some, self.batch, steps, rng), steps, held)
-        return _stored(inverter, held, tuning, f"own keys ({course.best} steps), then {len(pairs)} pairs")
+            lessons = fixed(lesson(base, some), self.batch, steps, rng)
+        return self._descend(inverter, lessons, steps, lesson(base, held))
 
-    def _from_pairs(self, view: View, pairs: Simulated, rng: torch.Generator) -> Tensors:
-        """Learn from known pairs alone: where a key serves many images, even the order of moved blocks tells."""
-        some, held = halves(pairs)
-        inverter = self._start(problem_of(view, free=False), some, held)
+    def _tuned(self, first: "_Trained", some: Simulated, held: Simulated, rng: torch.Generator) -> Tensors:
+        """Go on from known pairs with what was learnt with one's own keys."""
+        inverter, steps = first.inverter, self._fewer(some)
+        lessons = fixed(lesson(inverter.base, some), self.batch, steps, rng)
+        tuned = self._descend(inverter, lessons, steps, lesson(inverter.base, held))
+        count = len(some) + len(held)
+        return _stored(tuned, f"own keys ({first.course.best} steps), then {count} pairs")
+
+    def _from_pairs(self, view: View, base: LinearMap, some: Simulated, held: Simulated,
+                    rng: torch.Generator) -> Tensors:
+        """Learn what a map of known pairs errs by, under one's own keys, and then from the pairs.
+
+        Where a key serves many images, even the order of moved blocks tells.
+        """
+        judging, count = lesson(base, held), len(some) + len(held)
+        inverter = self._start(problem_of(view, free=False), base, held)
+        lessons = rehearsed(view, base, count, self.batch, self.steps, rng)
+        first = self._descend(inverter, lessons, self.steps, judging)
         steps = self._fewer(some)
-        course = self._descend(inverter, fixed(some, self.batch, steps, rng), steps, held)
-        return _stored(inverter, held, course, f"{len(pairs)} pairs")
+        lessons = fixed(lesson(base, some), self.batch, steps, rng)
+        tuned = self._descend(inverter, lessons, steps, judging)
+        both = replace(tuned, course=first.course.then(tuned.course))
+        return _stored(both, f"{count} pairs, rehearsed under own keys")
 
     def _fewer(self, some: Simulated) -> int:
         """Return the steps worth taking on so many fixed pairs."""
         return min(self.steps, math.ceil(PASSES * len(some) / min(self.batch, len(some))))
 
-    def _start(self, problem: Problem, some: Simulated, held: Simulated) -> Inverter:
-        base = _ridge.fit(order_free(some.released, problem), some.plain,
-                          order_free(held.released, problem), held.plain)
-        return Inverter(self.network(problem).to(some.plain.device), base, problem)
+    def _start(self, problem: Problem, base: LinearMap, held: Simulated) -> Inverter:
+        return Inverter(self.network(problem).to(held.plain.device), base, problem)
 
-    def _descend(self, inverter: Inverter, batches: Iterator[Simulated], steps: int, held: Simulated) -> Course:
+    def _descend(self, inverter: Inverter, lessons: Iterator[Lesson], steps: int, held: Lesson) -> "_Trained":
         """Minimise the loss in place, and leave the iterate that was best on the held pairs in the network."""
-        held = _judging(held)
+        held = held[torch.arange(min(len(held), max(1, MAX_HELD // held.first[0].numel())))]
 
-        def loss(some: Simulated) -> Tensor:
-            estimates = inverter.raw(some.released, some.labels).float()
+        def loss(some: Lesson) -> Tensor:
+            estimates = inverter.raw(some).float()
             with torch.autocast(estimates.device.type, enabled=False):  # bfloat16 would cancel in SSIM
-                return loss_of(estimates, some.plain).mean()
+                return loss_of(estimates, some.pairs.plain).mean()
 
         def judge() -> float:
-            return float(loss_of(inverter.estimate(held.released, held.labels), held.plain).mean())
+            found = inverter.refined(held.pairs.released, held.first, held.pairs.labels)
+            return float(loss_of(found, held.pairs.plain).mean())
 
-        return descend(inverter.net, batches, loss, judge, Descent(steps, self.rate, self.amp))
+        course = descend(inverter.net, lessons, loss, judge, Descent(steps, self.rate, self.amp))
+        flat = loss_of(inverter.base.mean.expand_as(held.pairs.plain), held.pairs.plain).mean()
+        return _Trained(inverter, course, float(flat))
 
 
 @dataclass(frozen=True)
@@ -248,16 +259,6 @@ def problem_of(view: View, free: bool) -> Problem:
                    view.algorithm.defense.pieces(view.image_shape), free)
 
 
-def order_free(released: Tensor, problem: Problem) -> Tensor:
-    """Return the part of released images that a linear estimate can use: the mean block where their order is random.
-
-    Under uniformly random orders the best linear estimate depends on no more than the mean over the blocks.
-    """
-    if not problem.free or problem.pieces is None or problem.released != problem.image:
-        return released
-    return cut(released, problem.pieces.size).mean(1)
-
-
 def loss_of(estimates: Tensor, plain: Tensor) -> Tensor:
     """Return mean absolute error plus 1 - SSIM for each pair, `[n]`; below the side of its window no SSIM."""
     error = (estimates - plain).abs().flatten(1).mean(1)
@@ -270,24 +271,28 @@ def _under(found: Tensors, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
 
 
-def _judging(held: Simulated) -> Simulated:
-    return held[torch.arange(min(len(held), max(1, MAX_HELD // held.plain[0].numel())))]
+@dataclass(frozen=True)
+class _Trained:
+    """An inverter, how its network was trained, and the held-out loss of the mean image."""
+
+    inverter: Inverter
+    course: Course
+    flat: float
 
 
-def _stored(inverter: Inverter, held: Simulated, course: Course, regime: str) -> Tensors:
-    plain = _judging(held).plain
-    flat = float(loss_of(inverter.base["mean"].expand_as(plain), plain).mean())
-    facts = {"objective": torch.tensor([flat, *course.losses]), "free": torch.tensor(inverter.problem.free),
+def _stored(trained: _Trained, regime: str) -> Tensors:
+    inverter, course = trained.inverter, trained.course
+    facts = {"objective": torch.tensor([trained.flat, *course.losses]), "free": torch.tensor(inverter.problem.free),
              "best": torch.tensor([course.best, course.steps]),
              "regime": torch.tensor(list(regime.encode()), dtype=torch.uint8)}
     net = {f"net.{name}": value for name, value in copied(inverter.net).items()}
-    return facts | net | {f"base.{name}": value for name, value in inverter.base.items()}
+    return facts | net | {f"base.{name}": value for name, value in inverter.base.as_tensors().items()}
 
 
 def described(found: Tensors) -> str:
     """Say how an inverter was trained, and what it is worth on held-out pairs."""
     best, steps = found["best"].tolist()
     flat, base, *_ = losses = found["objective"].tolist()
-    estimator = _ridge.describe(_under(found, "base."))
+    linear = LinearMap.from_tensors(_under(found, "base.")).note
     return (f"{bytes(found['regime'].tolist()).decode()}; step {best} of {steps}; held-out loss {flat:.3f} mean image, "
-            f"{base:.3f} {estimator}, {min(losses[1:]):.3f} learned")
+            f"{base:.3f} {linear}, {min(losses[1:]):.3f} learned")

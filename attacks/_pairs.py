@@ -1,37 +1,17 @@
 """What estimators learn from: pairs made with keys of one's own, or known under the victim's key."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ppbench.attacks._simulate import Simulated, known_pairs, simulate
+from ppbench.attacks._simulate import Simulated, known_pairs
 from ppbench.data import Images
-from ppbench.minibatches import shuffled_passes
-from ppbench.seeding import spawn
 from ppbench.view import View
 
 HELD = 4  # every so manieth public image is held out
-TOGETHER = 8  # minibatches whose images are protected in one call
-FORGOTTEN = 0.25  # share of the training images whose label is withheld: labels help, but are not needed
 SHIFT = 8  # images are moved by up to one part in so many of their side
-
-
-def protected_anew(view: View, images: Images, batch: int, steps: int, rng: torch.Generator) -> Iterator[Simulated]:
-    """Yield minibatches of images moved, mirrored and protected with fresh keys."""
-    for rows in shuffled_passes(len(images), batch, steps, rng).split(TOGETHER):
-        some = images[rows.flatten()]
-        made = simulate(view, replace(some, pixels=augmented(some.pixels, rng)), spawn(rng))
-        for k in torch.randperm(len(made), generator=rng).chunk(len(rows)):
-            yield _forgetting(made[k], rng)
-
-
-def fixed(some: Simulated, batch: int, steps: int, rng: torch.Generator) -> Iterator[Simulated]:
-    """Yield minibatches of given pairs."""
-    for rows in shuffled_passes(len(some), batch, steps, rng):
-        yield _forgetting(some[rows], rng)
 
 
 def augmented(pixels: Tensor, rng: torch.Generator) -> Tensor:
@@ -50,17 +30,17 @@ def mirrored(images: Images) -> Images:
     return replace(images, pixels=images.pixels.flip(3))
 
 
-def _forgetting(some: Simulated, rng: torch.Generator) -> Simulated:
-    unknown = torch.rand(len(some), generator=rng) < FORGOTTEN
-    return replace(some, labels=torch.where(unknown, -1, some.labels))
-
-
 def with_a_key_each(view: View) -> View:
     """Draw a key for every image, whatever the scope: the victim's key is one among all, and none is seen twice."""
     if view.algorithm.key_scope is None:
         return view
     algorithm = replace(view.algorithm, key_scope="image", clients=1)
     return View(replace(view.sealed, algorithm=algorithm))
+
+
+def with_one_key(view: View) -> View:
+    """Draw one key for all images of a call."""
+    return View(replace(view.sealed, algorithm=replace(view.algorithm, key_scope="global", clients=1)))
 
 
 def telling_pairs(view: View, client: int) -> Simulated | None:

@@ -60,6 +60,35 @@ def fit(released: Tensor, plain: Tensor, held_released: Tensor, held_plain: Tens
     return _better(found, found | _fit_global(beyond), pairs)
 
 
+def again(found: Tensors, released: Tensor, plain: Tensor, held_released: Tensor, held_plain: Tensor) -> Tensors:
+    """Learn an estimator of the same form as a given one from other pairs, without trying out any other form.
+
+    Args:
+        found: by `fit`.
+        released: as those of `fit`.
+        plain: as those of `fit`.
+        held_released: pairs that decide how much is shrunk.
+        held_plain: as those of `fit`.
+    """
+    pairs = Pairs(released, plain, held_released, held_plain)
+    other: Tensors = {"mean": plain.mean(0)}
+    if "local_weight" in found:
+        other |= _fit_local(_cell(found, plain.shape[1]), pairs, SCREEN)
+    return other | _fit_global(pairs.less(other)) if "global_left" in found else other
+
+
+def effort(found: Tensors, pairs: int, shape: Shape) -> int:
+    """Return how many multiplications `again` takes, roughly, for so many pairs of plain images of `shape`."""
+    total = 0
+    if "local_weight" in found:
+        total += 2 * SCREEN + 10 * found["local_weight"][0].numel()**3  # eigenvectors
+    if "global_left" in found:
+        values = len(found["global_left"])
+        fewer = min(pairs, values)
+        total += fewer * (pairs + 4 * fewer) * (values + math.prod(shape))
+    return total
+
+
 def apply(found: Tensors, released: Tensor, shape: Shape) -> Tensor:
     """Estimate plain images `[n, C, H, W]` of `shape`, in [0, 1], from released ones `[n, c, h, w]`."""
     return _estimate(found, released, shape).clamp(0, 1)
@@ -314,10 +343,15 @@ def _moments(cell: Cell, released: Tensor, plain: Tensor, budget: int) -> Moment
 
 
 def _apply_local(found: Tensors, released: Tensor, shape: Shape) -> Tensor:
+    cell = _cell(found, shape[0])
+    padded = F.pad(released, [cell.margin] * 4, mode="replicate")
+    return F.pixel_shuffle(F.conv2d(padded, found["local_weight"], found["local_bias"], stride=cell.step), cell.block)
+
+
+def _cell(found: Tensors, channels: int) -> Cell:
+    """Return which released pixels a local map reads."""
     kernel, step = found["local_weight"], int(found["local_step"])
-    padded = F.pad(released, [(kernel.shape[-1] - step) // 2] * 4, mode="replicate")
-    return F.pixel_shuffle(F.conv2d(padded, kernel, found["local_bias"], stride=step),
-                           _block(kernel, shape[0]))
+    return Cell(_block(kernel, channels), step, (kernel.shape[-1] - step) // 2)
 
 
 def _block(kernel: Tensor, channels: int) -> int:

@@ -73,3 +73,9 @@ def test_fewer_steps_than_evaluations() -> None:
     course = descended(net, lambda: float(net.weight.detach().abs()), Descent(2, 0.05))
     assert len(course.losses) == 3
     assert course.best == 2
+
+
+def test_one_descent_goes_on_from_another() -> None:
+    first = Course([0.9, 0.5, 0.6], best=5, steps=10)
+    assert first.then(Course([0.5, 0.7, 0.4], best=8, steps=8)) == Course([0.9, 0.5, 0.6, 0.7, 0.4], best=18, steps=18)
+    assert first.then(Course([0.5, 0.7], best=0, steps=8)).best == 5

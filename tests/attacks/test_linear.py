@@ -4,7 +4,7 @@ import pytest
 import torch
 from release_views import attacked, cifar, errors, natural, view_of
 
-from ppbench.attacks.linear import Linear, LinearMap
+from ppbench.attacks.linear import Linear, LinearPrior
 from ppbench.data import Images
 from ppbench.defense import resize
 from ppbench.metrics import ssim
@@ -64,7 +64,7 @@ def test_pairs_of_other_keys_are_ignored() -> None:
     """Under a key an image, pairs tell nothing that own keys do not: the prior is the same."""
     with_pairs = view_of(PRIVATE, PUBLIC[:16], "patch-shuffle", {}, "image", pairs=8)
     without = view_of(PRIVATE, PUBLIC[:16], "patch-shuffle", {}, "image")
-    one, other = (LinearMap(draws=1).train(view, torch.Generator().manual_seed(0)) for view in (with_pairs, without))
+    one, other = (LinearPrior(draws=1).train(view, torch.Generator().manual_seed(0)) for view in (with_pairs, without))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 

@@ -111,6 +111,26 @@ def test_never_worse_on_the_hold_out_than_the_mean(seed: int, count: int, held: 
                                                             plain[:held])
 
 
+@pytest.mark.parametrize("released", [3, 1], ids=["local and global", "global"])
+def test_the_same_form_is_found_again_from_the_same_pairs(released: int) -> None:
+    plain = smooth(60, 16, 0)
+    seen = torch.cat([F.avg_pool2d(plain, 2), noise(1, 60, 1, 8, 8)], 1) if released == 3 else plain.flatten(1)[:, ::3]
+    seen = seen.reshape(60, -1, 8, 8) if released == 3 else seen.reshape(60, 1, 1, -1)
+    found = split_fit(seen, plain, 15)
+    again = _ridge.again(found, seen[15:], plain[15:], seen[:15], plain[:15])
+    assert again.keys() == found.keys()
+    assert all(again[name].shape == found[name].shape for name in found if "global" not in name)
+    assert mse(again, seen[:15], plain[:15]) < 1.1 * mse(found, seen[:15], plain[:15])
+
+
+def test_the_effort_of_a_global_map_grows_with_pairs() -> None:
+    x, y = noise(0, 40, 1, 1, 12), noise(1, 40, 1, 2, 2)
+    found = _ridge._fit_global(_ridge.Pairs(x[10:], y[10:], x[:10], y[:10])) | {"mean": y.mean(0)}
+    few, many = (_ridge.effort(found, pairs, (1, 2, 2)) for pairs in (6, 60))
+    assert 0 < few < many
+    assert _ridge.effort({"mean": y.mean(0)}, 60, (1, 2, 2)) == 0
+
+
 def test_the_same_pairs_give_the_same_estimator() -> None:
     plain, released = smooth(20, 16, 0), smooth(20, 16, 1)
     one, other = (split_fit(released, plain, 5) for _ in range(2))
