@@ -61,10 +61,10 @@ class Inverter:
     base: LinearMap
     problem: Problem
 
-    def raw(self, some: Lesson) -> Tensor:
-        """Estimate plain images `[n, C, H, W]`, not yet clamped to [0, 1]."""
-        residual: Tensor = self.net(some.pairs.released, some.first, some.pairs.labels)
-        return some.first + GAIN * residual
+    def raw(self, released: Tensor, first: Tensor, labels: Tensor) -> Tensor:
+        """Correct first estimates `[n, C, H, W]`; not yet clamped to [0, 1]."""
+        residual: Tensor = self.net(released, first, labels)
+        return first + GAIN * residual
 
     @torch.no_grad()
     def estimate(self, released: Tensor, labels: Tensor) -> Tensor:
@@ -73,12 +73,11 @@ class Inverter:
 
     @torch.no_grad()
     def refined(self, released: Tensor, first: Tensor, labels: Tensor) -> Tensor:
-        """Correct first estimates `[n, C, H, W]` that were made already."""
+        """Correct first estimates `[n, C, H, W]` to values in [0, 1], without gradients, a few at a time."""
         self.net.eval()
         rows = max(1, _AT_ONCE // math.prod(self.problem.image))
         parts = zip(released.split(rows), first.split(rows), labels.split(rows), strict=True)
-        return torch.cat([(before + GAIN * self.net(seen, before, theirs)).clamp(0, 1)
-                          for seen, before, theirs in parts])
+        return torch.cat([self.raw(*part).clamp(0, 1) for part in parts])
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ class InverterPrior(Prior):
         held = held[torch.arange(min(len(held), max(1, MAX_HELD // held.first[0].numel())))]
 
         def loss(some: Lesson) -> Tensor:
-            estimates = inverter.raw(some).float()
+            estimates = inverter.raw(some.pairs.released, some.first, some.pairs.labels).float()
             with torch.autocast(estimates.device.type, enabled=False):  # bfloat16 would cancel in SSIM
                 return loss_of(estimates, some.pairs.plain).mean()
 

@@ -55,7 +55,7 @@ def brief(tables: Tables) -> Tables:
 
 def figures(row: Row, linear: float, timings: Mapping[str, float]) -> list[Figure]:
     """Return a row's scores and seconds; those of networks beside what is known of them."""
-    name = f"{_defense(row)}: {row['attack']}, {row['threat']}"
+    name = f"{described(row)}: {row['attack']}, {row['threat']}"
     found = [Figure(name, figure, row[figure]) for figure in ("ssim", "lpips", "identification") if figure in row]
     preset = json.loads(row["defense_params"]).get("preset", "vit-cipher")
     own = row["threat"] == OWN_KEYS and row["key_scope"] == "global"
@@ -67,11 +67,12 @@ def figures(row: Row, linear: float, timings: Mapping[str, float]) -> list[Figur
             Figure(name, "seconds of attack", timings["attack"])]
 
 
-def _deployed(row: Row) -> tuple[str, str, str, str]:
-    return row["defense"], row["defense_params"], row["key_scope"], row["threat"]
-
-
-def _defense(row: Row) -> str:
+def described(row: Row) -> str:
+    """Name a row's defense, its parameters, and how far a key is reused."""
     params = " ".join(f"{name} {value}" for name, value in json.loads(row["defense_params"]).items())
     return ", ".join(filter(None, [row["defense"], params, f"a key for every {row['key_scope']}"
                                    if row["key_scope"] in ("image", "client") else ""]))
+
+
+def _deployed(row: Row) -> tuple[str, str, str, str]:
+    return row["defense"], row["defense_params"], row["key_scope"], row["threat"]
