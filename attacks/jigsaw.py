@@ -13,31 +13,31 @@ from ppbench.bounds import at_least
 from ppbench.defense import Pieces, resize
 from ppbench.view import View
 
-_CHUNK = 2**23  # cost entries and places of boards held at a time; the results of a run depend on it
+_CHUNK = 2**23  # pairs of pieces held at a time; the results of a run depend on it
 
 
 @dataclass(frozen=True)
 class Jigsaw(Attack):
-    """Put shuffled blocks back by how well their edges fit (Gallagher 2012; Sholomon et al. 2013).
+    """Put shuffled blocks back by how well their edges fit (Gallagher 2012; Sholomon et al. 2013; `_solver`).
 
     One permutation for all images of a key (global, or a client's) is solved once, from the mean log cost over them.
 
     Attributes:
-        restarts: boards a puzzle that a generation grows, each from a random piece.
-        generations: at most this many recombinations of the boards found.
+        restarts: boards a puzzle that are grown at first, each from a random piece.
+        rounds: boards at most that are bred from these.
         joint: under one key, costs are averaged over at most this many released images, the targets first.
     """
 
     requires = frozenset({"images", "algorithm"})
     default_threat = "ciphertext-only"
     ceiling = 0.95
-    restarts: int = 16
-    generations: int = 24
+    restarts: int = Search.restarts
+    rounds: int = Search.rounds
     joint: int = 64
 
     def __post_init__(self) -> None:
         at_least(self, 1, "restarts", "joint")
-        at_least(self, 0, "generations")
+        at_least(self, 0, "rounds")
 
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
         """Return the released images with their blocks where they fit best."""
@@ -79,13 +79,12 @@ class Jigsaw(Attack):
         return assemble(total / len(blocks), grid, rng, self._search)
 
     def _chunks(self, blocks: Tensor) -> tuple[Tensor, ...]:
-        """Split images by memory: costs take P^2 entries an image, boards some 8 P for every restart."""
-        count = blocks.shape[1]
-        return torch.split(blocks, max(1, _CHUNK // (count * (count + 8 * self.restarts))))
+        """Split images by memory: costs take P^2 entries an image."""
+        return torch.split(blocks, max(1, _CHUNK // blocks.shape[1]**2))
 
     @property
     def _search(self) -> Search:
-        return Search(restarts=self.restarts, generations=self.generations)
+        return Search(restarts=self.restarts, rounds=self.rounds)
 
 
 def _keys(view: View) -> Tensor | None:
