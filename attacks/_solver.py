@@ -25,11 +25,12 @@ _SAME = 1e-4  # costs of boards nearer than this are rounding
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function, once for all processes where a folder for that can be written."""
+    made: Callable[..., Any]
     try:
-        compiled: Callable[..., Any] = njit(cache=True, nogil=True)(function)
+        made = njit(cache=True, nogil=True)(function)
     except RuntimeError:  # numba finds no such folder
-        compiled = njit(nogil=True)(function)
-    return compiled
+        made = njit(nogil=True)(function)
+    return made
 
 
 class Puzzle(NamedTuple):
@@ -122,7 +123,7 @@ def _seam(costs, direction, lying, piece):  # type: ignore[no-untyped-def]
 # --- growth ----------------------------------------------------------------------------------------------------
 
 @compiled
-def _worth(puzzle, kin, effort, around, piece, noise, state):  # type: ignore[no-untyped-def]
+def _worth(puzzle, kin, around, piece, noise, state):  # type: ignore[no-untyped-def]
     """Price a piece at a place with the neighbours `around` (in whose direction RIGHT, LEFT, ... the place lies)."""
     total = 0.0
     for direction in range(4):
@@ -154,14 +155,14 @@ def _appraise(puzzle, canvas, kin, effort, place, noise, state):  # type: ignore
             piece = near[k] if k < len(near) else kin.mates[k - len(near), direction, lying]
             if piece == pieces or canvas.taken[piece]:
                 continue
-            worth = _worth(puzzle, kin, effort, around, piece, noise, state)
+            worth = _worth(puzzle, kin, around, piece, noise, state)
             if worth < best:
                 best, who = worth, piece
     if who < 0:
         for piece in range(pieces):
             if canvas.taken[piece]:
                 continue
-            worth = _worth(puzzle, kin, effort, around, piece, 0.0, state)
+            worth = _worth(puzzle, kin, around, piece, 0.0, state)
             if worth < best:
                 best, who = worth, piece
     canvas.price[place] = best - effort.contact * touching

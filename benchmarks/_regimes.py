@@ -14,7 +14,7 @@ ROUNDING = 0.01  # by which an attack that stands on the linear estimate may fal
 # SSIM, Qi et al. 2022 (arXiv 2205.12041): inverse transformation network with keys of one's own; their set, their sizes
 PUBLISHED = {"vit-cipher": 0.117, "le": 0.407, "etc": 0.529, "ele": 0.001}
 OWN_KEYS = "ciphertext-only"
-BRIEF = {"steps": 40, "batch": 16, "width": 16, "depth": 1}
+BRIEF = {"steps": 20, "batch": 16, "width": 16, "depth": 1}
 
 
 def regimes(quick: bool) -> list[Figure]:
@@ -42,7 +42,7 @@ def generators(defenses: int) -> Figure:
 
 def brief(tables: Tables) -> Tables:
     """Cut a suite down to half a minute's work: one defense, learned attacks of a few steps, without LPIPS."""
-    tables["dataset"] = [table | {"private": 100, "public": 300} for table in tables["dataset"]]
+    tables["dataset"] = [table | {"private": 100, "public": 200} for table in tables["dataset"]]
     attacks = [table for table in tables["attack"] if table["use"] in ("linear", "unet-inverter")]
     for table in attacks:
         if "steps" in table:

@@ -22,7 +22,7 @@ def brief(tables: Tables) -> Tables:
     tables["dataset"] = [table | {"private": 400, "public": 800} for table in tables["dataset"]]
     for table in tables["attack"]:
         if "steps" in table:
-            table |= {"steps": 150, "width": 64, "depth": 2, "batch": 48}
+            table |= {"steps": 110, "width": 64, "depth": 2, "batch": 48}
     attacks = [table for table in tables["attack"] if table["use"] in ("jigsaw", "vit-inverter")]
     score = tables["score"] | {"groups": ["ssim", "identification"]}
     return tables | {"targets": 100, "defense": tables["defense"][:1], "attack": attacks, "score": score}
