@@ -2,51 +2,15 @@
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppbench.attacks._solver import Effort, Puzzle, solve
+from ppbench.attacks._solver import Puzzle, Search, solve
 from ppbench.blocks import permutations
 
 Grid = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Search:
-    """How hard to search; costs and bonuses are in units of the (log) costs.
-
-    Attributes:
-        restarts: boards that are grown at first, each from a random piece.
-        rounds: boards at most that are bred from these, one after the other.
-        patience: a puzzle whose best board has not improved for so many rounds is left as it is.
-        kept: boards that breed.
-        near: pieces that are tried beside another; all, where none of them is free.
-        contact: bonus for each neighbour that a place already has, so that holes are filled before arms grow.
-        noise: what is added at most, on average, to a piece's cost when it competes for a place.
-        inherit: bonus at most for a pair of pieces for each parent that has it.
-        weak: a piece that costs more where it lies is exchanged for another, where that lowers the total.
-        draws: a board is broken at all seams as bad as the worst of at most so many that are drawn at random.
-    """
-
-    restarts: int = 16
-    rounds: int = 500
-    patience: int = 200
-    kept: int = 16
-    near: int = 12
-    contact: float = 4.0
-    noise: float = 1.0
-    inherit: float = 4.0
-    weak: float = 0.0
-    draws: int = 8
-
-    @property
-    def effort(self) -> Effort:
-        """The same for compiled code."""
-        return Effort(self.restarts, self.rounds, self.patience, self.kept, self.contact, self.noise, self.inherit,
-                      self.weak, self.draws)
 
 
 def assemble(costs: Tensor, grid: Grid, rng: torch.Generator, search: Search | None = None) -> Tensor:
@@ -60,10 +24,15 @@ def assemble(costs: Tensor, grid: Grid, rng: torch.Generator, search: Search | N
 
     Returns:
         `[N, rows, columns]` int64: the number of the piece at each place.
+
+    Raises:
+        ValueError: the pieces do not fill the grid, or a cost is not finite.
     """
     count, _, pieces, _ = costs.shape
     if grid[0] * grid[1] != pieces:
         raise ValueError(f"{pieces} pieces do not fill {grid[0]} x {grid[1]} places")
+    if not costs.isfinite().all():  # compiled code would look for a best piece for ever
+        raise ValueError("costs must be finite")
     if pieces == 1:
         return torch.zeros(count, 1, 1, dtype=torch.int64)
     search = search or Search()
@@ -74,7 +43,7 @@ def assemble(costs: Tensor, grid: Grid, rng: torch.Generator, search: Search | N
     def solved(one: int) -> Tensor:
         order = orders[one]
         puzzle = _puzzle(costs[one].float()[:, order][:, :, order], grid, search.near)
-        return order[torch.from_numpy(solve(puzzle, search.effort, np.uint64(int(seeds[one]))))]
+        return order[torch.from_numpy(solve(puzzle, search, np.uint64(int(seeds[one]))))]
 
     return torch.stack(_in_threads(solved, range(count)))
 

@@ -145,21 +145,16 @@ class InverterPrior(Prior):
             some, held = halves(simulate(view, view.public, spawn(rng)))
         base = from_own_keys(view, some, held)
         inverter = self._start(problem_of(view, free=moved(view)), base, held)
-        if view.algorithm.defense.partnered:
-            steps, training = self.steps, view.public[learnt(len(view.public))]
-            lessons = protected_anew(with_a_key_each(view), base, training, self.batch, steps, rng)
-        else:
-            steps = self._fewer(some)
-            lessons = fixed(lesson(base, some), self.batch, steps, rng)
-        return self._descend(inverter, lessons, steps, lesson(base, held))
+        if not view.algorithm.defense.partnered:
+            return self._from_given(inverter, some, held, rng)
+        training = view.public[learnt(len(view.public))]
+        lessons = protected_anew(with_a_key_each(view), base, training, self.batch, self.steps, rng)
+        return self._descend(inverter, lessons, self.steps, lesson(base, held))
 
     def _tuned(self, first: "_Trained", some: Simulated, held: Simulated, rng: torch.Generator) -> Tensors:
         """Go on from known pairs with what was learnt with one's own keys."""
-        inverter, steps = first.inverter, self._fewer(some)
-        lessons = fixed(lesson(inverter.base, some), self.batch, steps, rng)
-        tuned = self._descend(inverter, lessons, steps, lesson(inverter.base, held))
-        count = len(some) + len(held)
-        return _stored(tuned, f"own keys ({first.course.best} steps), then {count} pairs")
+        tuned = self._from_given(first.inverter, some, held, rng)
+        return _stored(tuned, f"own keys ({first.course.best} steps), then {len(some) + len(held)} pairs")
 
     def _from_pairs(self, view: View, base: LinearMap, some: Simulated, held: Simulated,
                     rng: torch.Generator) -> Tensors:
@@ -167,15 +162,19 @@ class InverterPrior(Prior):
 
         Where a key serves many images, even the order of moved blocks tells.
         """
-        judging, count = lesson(base, held), len(some) + len(held)
+        count = len(some) + len(held)
         inverter = self._start(problem_of(view, free=False), base, held)
         lessons = rehearsed(view, base, count, self.batch, self.steps, rng)
-        first = self._descend(inverter, lessons, self.steps, judging)
+        first = self._descend(inverter, lessons, self.steps, lesson(base, held))
+        tuned = self._from_given(inverter, some, held, rng)
+        return _stored(replace(tuned, course=first.course.then(tuned.course)),
+                       f"{count} pairs, rehearsed under own keys")
+
+    def _from_given(self, inverter: Inverter, some: Simulated, held: Simulated, rng: torch.Generator) -> "_Trained":
+        """Learn from given pairs, as many steps as they are worth."""
         steps = self._fewer(some)
-        lessons = fixed(lesson(base, some), self.batch, steps, rng)
-        tuned = self._descend(inverter, lessons, steps, judging)
-        both = replace(tuned, course=first.course.then(tuned.course))
-        return _stored(both, f"{count} pairs, rehearsed under own keys")
+        lessons = fixed(lesson(inverter.base, some), self.batch, steps, rng)
+        return self._descend(inverter, lessons, steps, lesson(inverter.base, held))
 
     def _fewer(self, some: Simulated) -> int:
         """Return the steps worth taking on so many fixed pairs."""

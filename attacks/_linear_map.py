@@ -35,8 +35,9 @@ class LinearMap:
     def apply(self, released: Tensor, shape: Shape) -> Tensor:
         """Estimate plain images `[n, C, H, W]` of `shape`, in [0, 1], from released ones `[n, c, h, w]`."""
         if self.own is None:
-            return _ridge.apply(self._last, released, shape)
-        first = _ridge.apply(self.own, self._read(released), shape)
+            assert self.known is not None
+            return _ridge.apply(self.known, released, shape)
+        first = _ridge.apply(self.own, _read(released, self.block), shape)
         if self.known is None:
             return first
         return (first + 2 * _ridge.apply(self.known, released, shape) - 1).clamp(0, 1)
@@ -46,14 +47,15 @@ class LinearMap:
         return float((self.apply(pairs.released, shape_of(pairs)) - pairs.plain).square().mean())
 
     def again(self, some: Simulated, held: Simulated) -> "LinearMap":
-        """Return what this would be, had these pairs under another key been known; of the same form throughout."""
-        some, held = self._left(some), self._left(held)
-        return replace(self, known=_ridge.again(self._last, some.released, some.plain, held.released, held.plain))
+        """Return what this would be, had these pairs under another key been known; `known` has the same form."""
+        assert self.known is not None
+        some, held = self.left(some), self.left(held)
+        return replace(self, known=_ridge.again(self.known, some.released, some.plain, held.released, held.plain))
 
     @property
     def mean(self) -> Tensor:
         """The mean image `[C, H, W]` of those learnt from."""
-        return (self.own or self._last)["mean"]
+        return (self.own or self.known or {})["mean"]
 
     @property
     def note(self) -> str:
@@ -73,20 +75,11 @@ class LinearMap:
                       for prefix in (_OWN, _KNOWN))
         return LinearMap(own or None, known or None, int(found[_BLOCK]))
 
-    @property
-    def _last(self) -> Tensors:
-        part = self.known or self.own
-        assert part is not None
-        return part
-
-    def _read(self, released: Tensor) -> Tensor:
-        return cut(released, self.block).mean(1) if self.block else released
-
-    def _left(self, pairs: Simulated) -> Simulated:
+    def left(self, pairs: Simulated) -> Simulated:
         """Put what `own` leaves over, which lies in [-1, 1], into [0, 1] in place of the plain images."""
         if self.own is None:
             return pairs
-        left = pairs.plain - _ridge.apply(self.own, self._read(pairs.released), shape_of(pairs))
+        left = pairs.plain - _ridge.apply(self.own, _read(pairs.released, self.block), shape_of(pairs))
         return replace(pairs, plain=(left + 1) / 2)
 
 
@@ -103,9 +96,8 @@ def from_own_keys(view: View, some: Simulated, held: Simulated) -> LinearMap:
     pieces = view.algorithm.defense.pieces(view.image_shape)
     whole = some.released.shape[1:] == some.plain.shape[1:]
     block = pieces.size if pieces is not None and whole and moved(view) else 0
-    found = LinearMap({}, None, block)
-    return replace(found, own=_ridge.fit(found._read(some.released), some.plain,
-                                         found._read(held.released), held.plain))
+    return LinearMap(_ridge.fit(_read(some.released, block), some.plain, _read(held.released, block), held.plain),
+                     None, block)
 
 
 def from_pairs(own: LinearMap | None, some: Simulated, held: Simulated) -> LinearMap:
@@ -119,7 +111,7 @@ def from_pairs(own: LinearMap | None, some: Simulated, held: Simulated) -> Linea
     alone = LinearMap(None, _ridge.fit(some.released, some.plain, held.released, held.plain))
     if own is None:
         return alone
-    rest, held_rest = own._left(some), own._left(held)
+    rest, held_rest = own.left(some), own.left(held)
     upon = replace(own, known=_ridge.fit(rest.released, rest.plain, held_rest.released, held_rest.plain))
     return min((own, alone, upon), key=lambda one: one.error(held))
 
@@ -136,3 +128,8 @@ def shape_of(pairs: Simulated) -> Shape:
     """Return (C, H, W) of the plain images."""
     _, c, h, w = pairs.plain.shape
     return c, h, w
+
+
+def _read(released: Tensor, block: int) -> Tensor:
+    """Return the mean over the blocks of this side; 0 = the release as it is."""
+    return cut(released, block).mean(1) if block else released

@@ -49,18 +49,32 @@ class Puzzle(NamedTuple):
     columns: int
 
 
-class Effort(NamedTuple):
-    """How hard to search; what is said of `Search` in `_assemble`."""
+class Search(NamedTuple):
+    """How hard to search; costs and bonuses are in units of the (log) costs.
 
-    starts: int
-    rounds: int
-    patience: int
-    kept: int
-    contact: float
-    noise: float
-    inherit: float
-    weak: float
-    draws: int
+    Attributes:
+        restarts: boards that are grown at first, each from a random piece.
+        rounds: boards at most that are bred from these, one after the other.
+        patience: a puzzle whose best board has not improved for so many rounds is left as it is.
+        kept: boards that breed.
+        near: pieces that are tried beside another; all, where none of them is free.
+        contact: bonus for each neighbour that a place already has, so that holes are filled before arms grow.
+        noise: what is added to a piece's cost when it competes for a place; its mean is drawn anew for a board.
+        inherit: bonus at most for a pair of pieces for each parent that has it.
+        weak: a piece that costs more where it lies is exchanged for another, where that lowers the total.
+        draws: a board is broken at all seams as bad as the worst of at most so many that are drawn at random.
+    """
+
+    restarts: int = 16
+    rounds: int = 500
+    patience: int = 200
+    kept: int = 16
+    near: int = 12
+    contact: float = 4.0
+    noise: float = 1.0
+    inherit: float = 4.0
+    weak: float = 0.0
+    draws: int = 8
 
 
 class Canvas(NamedTuple):
@@ -140,7 +154,7 @@ def _worth(puzzle, kin, around, piece, noise, state):  # type: ignore[no-untyped
 
 
 @compiled
-def _appraise(puzzle, canvas, kin, effort, place, noise, state):  # type: ignore[no-untyped-def]
+def _appraise(puzzle, canvas, kin, search, place, noise, state):  # type: ignore[no-untyped-def]
     """Find the best free piece for a place, among those near its neighbours, or else among all, and note it."""
     pieces, step = len(canvas.taken), 2 * puzzle.columns + 1
     around = (canvas.piece[place - 1], canvas.piece[place + 1], canvas.piece[place - step], canvas.piece[place + step])
@@ -165,7 +179,7 @@ def _appraise(puzzle, canvas, kin, effort, place, noise, state):  # type: ignore
             worth = _worth(puzzle, kin, around, piece, 0.0, state)
             if worth < best:
                 best, who = worth, piece
-    canvas.price[place] = best - effort.contact * touching
+    canvas.price[place] = best - search.contact * touching
     canvas.choice[place] = who
 
 
@@ -217,7 +231,7 @@ def _lay(canvas, step, place, piece):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _grow(puzzle, canvas, kin, effort, left, noise, state):  # type: ignore[no-untyped-def]
+def _grow(puzzle, canvas, kin, search, left, noise, state):  # type: ignore[no-untyped-def]
     """Put down the `left` pieces that are still free."""
     pieces, step = len(canvas.taken), 2 * puzzle.columns + 1
     size = 0
@@ -228,7 +242,7 @@ def _grow(puzzle, canvas, kin, effort, left, noise, state):  # type: ignore[no-u
                 continue
             if (canvas.piece[place - 1] < pieces or canvas.piece[place + 1] < pieces
                     or canvas.piece[place - step] < pieces or canvas.piece[place + step] < pieces):
-                _appraise(puzzle, canvas, kin, effort, place, noise, state)
+                _appraise(puzzle, canvas, kin, search, place, noise, state)
                 size = _push(canvas, size, place)
     while left > 0:
         price, place = canvas.heap_price[0], canvas.heap_place[0]
@@ -237,14 +251,14 @@ def _grow(puzzle, canvas, kin, effort, left, noise, state):  # type: ignore[no-u
                 or not _fits(puzzle, canvas.box, place // step, place % step)):
             continue
         if canvas.taken[canvas.choice[place]]:
-            _appraise(puzzle, canvas, kin, effort, place, noise, state)
+            _appraise(puzzle, canvas, kin, search, place, noise, state)
             size = _push(canvas, size, place)
             continue
         _lay(canvas, step, place, canvas.choice[place])
         left -= 1
         for beside in (place - 1, place + 1, place - step, place + step):
             if canvas.piece[beside] == pieces and _fits(puzzle, canvas.box, beside // step, beside % step):
-                _appraise(puzzle, canvas, kin, effort, beside, noise, state)
+                _appraise(puzzle, canvas, kin, search, beside, noise, state)
                 size = _push(canvas, size, beside)
 
 
@@ -305,16 +319,16 @@ def _exchange(costs, board, weak):  # type: ignore[no-untyped-def]
                         if there == here:
                             continue
                         if abs(row - row2) + abs(column - column2) == 1:
-                            gain = -_both(costs, board, row, column, row2, column2)
+                            change = -_both(costs, board, row, column, row2, column2)
                             board[row, column], board[row2, column2] = there, here
-                            gain += _both(costs, board, row, column, row2, column2)
+                            change += _both(costs, board, row, column, row2, column2)
                             board[row, column], board[row2, column2] = here, there
                         else:
-                            gain = (_around(costs, board, row, column, there) - before
+                            change = (_around(costs, board, row, column, there) - before
                                     + _around(costs, board, row2, column2, here)
                                     - _around(costs, board, row2, column2, there))
-                        if gain < best:
-                            best, row_, column_ = gain, row2, column2
+                        if change < best:
+                            best, row_, column_ = change, row2, column2
                 if row_ < 0:
                     break
                 board[row, column], board[row_, column_] = board[row_, column_], here
@@ -441,12 +455,12 @@ def _read(canvas, board):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def solve(puzzle, effort, seed):  # type: ignore[no-untyped-def]
+def solve(puzzle, search, seed):  # type: ignore[no-untyped-def]
     """Return the best board found `[rows, columns]`.
 
     Args:
         puzzle: `Puzzle` of two or more pieces.
-        effort: `Effort`.
+        search: how hard to try.
         seed: uint64 above 0.
     """
     rows, columns = puzzle.rows, puzzle.columns
@@ -456,36 +470,36 @@ def solve(puzzle, effort, seed):  # type: ignore[no-untyped-def]
     heap = 8 * (places + pieces)
     canvas = Canvas(np.empty(places, np.int64), np.empty(pieces, np.bool_), np.empty(4, np.int64), np.empty(places),
                     np.empty(places, np.int64), np.empty(heap), np.empty(heap, np.int64))
-    boards, prices = np.empty((effort.kept, rows, columns), np.int64), np.empty(effort.kept)
-    mates = np.empty((effort.kept, 4, pieces), np.int64)
+    boards, prices = np.empty((search.kept, rows, columns), np.int64), np.empty(search.kept)
+    mates = np.empty((search.kept, 4, pieces), np.int64)
     pair, held = np.empty((2, 4, pieces), np.int64), np.empty(pieces, np.bool_)
     board = np.empty((rows, columns), np.int64)
     count = 0
-    for start in range(effort.starts):
+    for start in range(search.restarts):
         _clear(canvas)
         _lay(canvas, 2 * columns + 1, rows * (2 * columns + 1) + columns, int(_uniform(state) * pieces))
-        _grow(puzzle, canvas, Kin(pair, 0.0), effort, pieces - 1, 0.5 * effort.noise * (start > 0), state)
+        _grow(puzzle, canvas, Kin(pair, 0.0), search, pieces - 1, 0.5 * search.noise * (start > 0), state)
         _read(canvas, board)
-        _exchange(puzzle.costs, board, effort.weak)
+        _exchange(puzzle.costs, board, search.weak)
         count = _keep(boards, prices, mates, count, board, _cost(puzzle.costs, board))
     idle = 0
-    for _ in range(effort.rounds):
-        if idle >= effort.patience:
+    for _ in range(search.rounds):
+        if idle >= search.patience:
             break
         idle += 1
         one, other = int(_uniform(state)**2 * count), int(_uniform(state) * count)
         pair[0], pair[1] = mates[one], mates[other]
-        limit = _some_seam(puzzle.costs, boards[one], 1 + int(_uniform(state) * effort.draws), state)
+        limit = _some_seam(puzzle.costs, boards[one], 1 + int(_uniform(state) * search.draws), state)
         shared = one != other and _uniform(state) < 0.5
         holding = _hold(puzzle, boards[one], mates[other], shared, limit, int(_uniform(state) * pieces), held)
         if holding == pieces:
             continue
         _plant(puzzle, canvas, boards[one], held)
-        kin = Kin(pair, effort.inherit * _uniform(state))
-        noise = -effort.noise * np.log(_uniform(state) + 1e-12)
-        _grow(puzzle, canvas, kin, effort, pieces - holding, noise, state)
+        kin = Kin(pair, search.inherit * _uniform(state))
+        noise = -search.noise * np.log(_uniform(state) + 1e-12)
+        _grow(puzzle, canvas, kin, search, pieces - holding, noise, state)
         _read(canvas, board)
-        _exchange(puzzle.costs, board, effort.weak)
+        _exchange(puzzle.costs, board, search.weak)
         price, before = _cost(puzzle.costs, board), prices[0]
         count = _keep(boards, prices, mates, count, board, price)
         if prices[0] < before - _SAME:

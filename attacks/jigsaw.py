@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ppbench.attack import Attack, Priors, Reconstruction
-from ppbench.attacks._assemble import Grid, Search, assemble
+from ppbench.attacks._assemble import Grid, assemble
 from ppbench.attacks._seams import combo
+from ppbench.attacks._solver import Search
 from ppbench.blocks import cut, join, permute_rows
 from ppbench.bounds import at_least
 from ppbench.defense import Pieces, resize
@@ -18,7 +19,9 @@ _CHUNK = 2**23  # pairs of pieces held at a time; the results of a run depend on
 
 @dataclass(frozen=True)
 class Jigsaw(Attack):
-    """Put shuffled blocks back by how well their edges fit (Gallagher 2012; Sholomon et al. 2013; `_solver`).
+    """Put shuffled blocks back by how well their edges fit (Gallagher 2012; Sholomon et al. 2013).
+
+    Boards are bred from one another, broken at their weak seams and grown again, and mended by exchanges of pieces.
 
     One permutation for all images of a key (global, or a client's) is solved once, from the mean log cost over them.
 
@@ -31,8 +34,8 @@ class Jigsaw(Attack):
     requires = frozenset({"images", "algorithm"})
     default_threat = "ciphertext-only"
     ceiling = 0.95
-    restarts: int = Search.restarts
-    rounds: int = Search.rounds
+    restarts: int = Search().restarts
+    rounds: int = Search().rounds
     joint: int = 64
 
     def __post_init__(self) -> None:

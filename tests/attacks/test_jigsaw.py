@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppbench.attack import check_reconstruction
-from ppbench.attacks._assemble import Search, assemble
+from ppbench.attacks._assemble import assemble
 from ppbench.attacks._boards import board_costs, direct_score, neighbour_score
 from ppbench.attacks._seams import LIMIT, combo, lab, mgc, prediction, relative
+from ppbench.attacks._solver import BELOW, RIGHT, Kin, Puzzle, Search, _worth
 from ppbench.attacks.jigsaw import Jigsaw
 from ppbench.blocks import cut
 from ppbench.data import Images
@@ -196,6 +197,18 @@ def test_breeding_only_improves() -> None:
     assert cost[2].mean() < cost[0].mean()
 
 
+def test_a_pair_that_both_parents_have_is_preferred() -> None:
+    costs = torch.randn(2, 6, 6, generator=generator(0)).numpy()
+    puzzle = Puzzle(costs, np.zeros((4, 6, 1), np.int64), 2, 3)
+    mates = np.full((2, 4, 6), 6)
+    mates[:, RIGHT, 4] = 1  # on both boards piece 1 lies to the right of piece 4
+    mates[0, BELOW, 2] = 1  # and on one of them below piece 2
+    around, state = (4, 6, 2, 6), np.ones(1, np.uint64)
+    seams = costs[0, 4, 1] + costs[1, 2, 1]
+    assert _worth(puzzle, Kin(mates, 0.0), around, 1, 0.0, state) == pytest.approx(seams, rel=1e-6)
+    assert _worth(puzzle, Kin(mates, 0.5), around, 1, 0.0, state) == pytest.approx(seams - 3 * 0.5, rel=1e-6)
+
+
 def test_ties_do_not_favour_the_identity() -> None:
     boards = assemble(torch.zeros(64, 2, 9, 9), (3, 3), generator(0), Search(restarts=2, rounds=4))
     assert direct_score(boards, torch.arange(9).view(1, 3, 3)).mean() < 0.25
@@ -204,6 +217,14 @@ def test_ties_do_not_favour_the_identity() -> None:
 def test_assemble_refuses_a_grid_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="do not fill"):
         assemble(torch.zeros(1, 2, 6, 6), (2, 2), generator(0))
+
+
+@pytest.mark.parametrize("cost", [float("nan"), float("inf")])
+def test_assemble_refuses_costs_that_are_not_finite(cost: float) -> None:
+    costs = torch.zeros(1, 2, 6, 6)
+    costs[0, 1, 2, 3] = cost
+    with pytest.raises(ValueError, match="finite"):
+        assemble(costs, (2, 3), generator(0))
 
 
 def test_scores() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from ppbench.attacks import _lessons
 from ppbench.attacks._lessons import FORGOTTEN, Lesson, fixed, lesson, rehearsal, rehearsed
 from ppbench.attacks._linear_map import LinearMap, from_pairs
 from ppbench.attacks._pairs import halves, held_out, telling_pairs
-from ppbench.attacks._simulate import ANYONE, Simulated
+from ppbench.attacks._simulate import ANYONE, Simulated, simulate
 from ppbench.attacks.linear import Linear
 from ppbench.attacks.unet_inverter import UnetInverter
 from ppbench.attacks.vit_inverter import VitInverter
@@ -75,6 +76,21 @@ def test_errors_are_as_large_as_those_under_the_key_that_is_attacked() -> None:
     some, held = known(keyed(40))
     assert error == pytest.approx(base.error(held), rel=0.35)
     assert base.error(some) < 0.5 * error  # its own pairs would tell another tale
+
+
+def test_one_key_a_rehearsal_where_every_client_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def watched(view: View, *rest: Any) -> Simulated:
+        seen.append((view.algorithm.key_scope, view.algorithm.clients))
+        return simulate(view, *rest)
+
+    monkeypatch.setattr(_lessons, "simulate", watched)
+    view = view_of(PRIVATE, PUBLIC, "block-scrambling", {"block": 4}, "client", pairs=80, clients=2)
+    pairs = telling_pairs(view, 0)
+    assert pairs is not None
+    list(rehearsed(view, from_pairs(None, *halves(pairs)), len(pairs), 8, 6, generator(3)))
+    assert set(seen) == {("global", 1)}
 
 
 def test_labels_are_withheld_now_and_then() -> None:
