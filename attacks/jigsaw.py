@@ -5,89 +5,144 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppbench.attack import Attack, Priors, Reconstruction
-from ppbench.attacks._assemble import Grid, assemble
-from ppbench.attacks._seams import combo
+from ppbench.attack import Attack, Prior, Priors, Reconstruction
+from ppbench.attacks._key_statistics import guess
+from ppbench.attacks._key_structure import structure_of
+from ppbench.attacks._seam_prior import SeamPrior
 from ppbench.attacks._solver import Search
-from ppbench.blocks import cut, join, permute_rows
-from ppbench.bounds import at_least
+from ppbench.attacks._solving import Solver
+from ppbench.attacks._states import states_of
+from ppbench.attacks._upright import UprightPrior, upright
+from ppbench.blocks import cut, join
+from ppbench.bounds import above_zero, at_least
 from ppbench.defense import Pieces, resize
 from ppbench.view import View
 
-_CHUNK = 2**23  # pairs of pieces held at a time; the results of a run depend on it
+_ENOUGH = 8  # images of one key: with so many, what is measured tells all neighbours
 
 
 @dataclass(frozen=True)
 class Jigsaw(Attack):
     """Put shuffled blocks back by how well their edges fit (Gallagher 2012; Sholomon et al. 2013).
 
-    Boards are bred from one another, broken at their weak seams and grown again, and mended by exchanges of pieces.
+    Seams cost what is measured (MGC and linear prediction) or, where the adversary has public images, what a network
+    that learnt from their seams makes of it, if it finds more of the held-out neighbours. Boards are bred from one
+    another, broken at their weak seams and grown again, and mended by exchanges of pieces.
+
+    Blocks may be turned, negated and recoloured: every block is tried in every state, and the whole image is at last
+    brought into the state in which a network finds it most like public images.
 
     One permutation for all images of a key (global, or a client's) is solved once, from the mean log cost over them.
+    Where such a key shuffles the pixels of all blocks alike, the correlations of values tell their order first.
 
     Attributes:
         restarts: boards a puzzle that are grown at first, each from a random piece.
-        rounds: boards at most that are bred from these.
+        effort: pieces laid at most, on all boards of a puzzle.
+        loops: begin from the largest part that loops of four seams hold together as well.
+        linear: and from the largest that a linear program puts together, which takes long.
+        repair: at last, assign the pieces of half of all places anew while that lowers the cost.
+        anneal: and try so many random exchanges a piece, as the board cools.
         joint: under one key, costs are averaged over at most this many released images, the targets first.
+        steps: optimiser steps of the network that looks at seams, and of the one that tells an image's state;
+            0 = measured costs alone, and the state is left open.
+        width: of the network that looks at seams.
+        rate: its highest learning rate.
     """
 
     requires = frozenset({"images", "algorithm"})
+    uses = frozenset({"public"})
     default_threat = "ciphertext-only"
     ceiling = 0.95
     restarts: int = Search().restarts
-    rounds: int = Search().rounds
+    effort: int = Search().effort
+    loops: bool = True
+    linear: bool = False
+    repair: bool = False
+    anneal: int = 0
     joint: int = 64
+    steps: int = 400
+    width: int = 48
+    rate: float = 4e-3
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "restarts", "joint")
-        at_least(self, 0, "rounds")
+        at_least(self, 1, "restarts", "effort", "joint", "width")
+        at_least(self, 0, "steps", "anneal")
+        above_zero(self, "rate")
+
+    def priors(self, view: View) -> dict[str, Prior]:
+        """Name the networks that help with this cipher."""
+        pieces = _pieces(view)
+        if pieces is None or pieces.pixels != "kept" or not self.steps or "public" not in view.granted:
+            return {}
+        flags = (pieces.turned, pieces.negated, pieces.recoloured)
+        found: dict[str, Prior] = {}
+        if _fewest(view) < _ENOUGH:
+            found["seams"] = SeamPrior(pieces.size, *flags, self.steps, self.width, self.rate)
+        if any(flags):
+            found["upright"] = UprightPrior(*flags, self.steps)
+        return found
 
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
         """Return the released images with their blocks where they fit best."""
-        pieces = view.algorithm.defense.pieces(view.image_shape)
-        same_size = view.released_shape[1:] == view.image_shape[1:]
-        if pieces is None or not pieces.moved or not same_size:
+        pieces = _pieces(view)
+        if pieces is None:
             return Reconstruction(resize(view.images, view.image_shape), aligned=view.has_partner,
-                                  note="degenerate: as-released")
-        grid = (view.image_shape[1] // pieces.size, view.image_shape[2] // pieces.size)
-        blocks = cut(view.images, pieces.size)
+                                  note="degenerate: as-released, as nothing is permuted")
+        states = states_of(pieces if pieces.pixels == "kept" else None, view.released_shape[0])
+        named = self.priors(view)
+        seams = named.get("seams")
+        net = seams.load(priors["seams"], view.image_shape[0]) if isinstance(seams, SeamPrior) else None
+        search = Search(restarts=self.restarts, effort=self.effort, loops=int(self.loops), linear=int(self.linear),
+                        repair=int(self.repair), anneal=self.anneal)
+        solver = Solver(search, states, net)
         keys = _keys(view)
-        boards = self._solve_each(blocks, grid, rng) if keys is None else \
-            self._solve_keys(cut(view.release.images, pieces.size), keys, view.target_rows, grid, rng)
-        solved = join(permute_rows(blocks, boards.flatten(1)), view.released_shape)
-        return Reconstruction(resize(solved, view.image_shape), aligned=view.has_partner, note=_note(pieces))
+        images, note = self._each(view, pieces, solver, rng) if keys is None else \
+            self._by_key(view, pieces, keys, solver, rng)
+        turned = named.get("upright")
+        if isinstance(turned, UprightPrior):
+            groups = torch.arange(len(images)) if keys is None else keys[view.target_rows]
+            images = upright(images, states, turned.load(priors["upright"], view.image_shape[0]), groups)
+        elif len(states) > 1:
+            note = "; ".join(filter(None, [note, "up to the state of the whole image"]))
+        return Reconstruction(resize(images, view.image_shape), aligned=view.has_partner, note=note)
 
-    def _solve_each(self, blocks: Tensor, grid: Grid, rng: torch.Generator) -> Tensor:
-        """Solve every image on its own: `[N, H, W]` boards."""
-        return torch.cat([assemble(combo(some), grid, rng, self._search) for some in self._chunks(blocks)])
+    def _each(self, view: View, pieces: Pieces, solver: Solver, rng: torch.Generator) -> tuple[Tensor, str]:
+        """Solve every target on its own."""
+        blocks = cut(view.images, pieces.size)
+        boards = solver.each(blocks, _grid(view, pieces), rng)
+        note = "" if pieces.pixels == "kept" else "pixels inside pieces are shuffled: seams carry nothing"
+        return join(solver.laid(blocks, boards), view.released_shape), note
 
-    def _solve_keys(self, blocks: Tensor, keys: Tensor, targets: Tensor, grid: Grid, rng: torch.Generator) -> Tensor:
-        """Solve one puzzle a key: the targets' boards `[n, H, W]` from all blocks `[M, ...]` and their keys `[M]`."""
-        boards = torch.empty(len(targets), *grid, dtype=torch.int64)
+    def _by_key(self, view: View, pieces: Pieces, keys: Tensor, solver: Solver, rng: torch.Generator,
+                ) -> tuple[Tensor, str]:
+        """Solve one puzzle a key: of each released image the key is known, `[M]`."""
+        found = torch.empty(view.n_targets, *view.released_shape)
+        notes = []
+        targets = view.target_rows
         for key in keys[targets].unique():
             mine = keys[targets] == key
             rest = keys == key
             rest[targets] = False
-            rows = torch.cat([targets[mine], rest.nonzero()[:, 0]])[: self.joint]
-            boards[mine] = self.solve_together(blocks[rows], grid, rng)
-        return boards
+            rows = torch.cat([targets[mine], rest.nonzero()[:, 0]])
+            images, note = _pixels_back(view, pieces, rows, rng)
+            blocks = cut(images, pieces.size)
+            board = solver.together(blocks[: self.joint], _grid(view, pieces), rng)
+            blocks = blocks[: int(mine.sum())]
+            boards = board[torch.zeros(len(blocks), dtype=torch.int64)]
+            found[mine] = join(solver.laid(blocks, boards), view.released_shape)
+            notes.append(note)
+        return found, "; ".join(dict.fromkeys(filter(None, notes)))
 
-    def solve_together(self, blocks: Tensor, grid: Grid, rng: torch.Generator) -> Tensor:
-        """Solve images `[N, blocks, C, size, size]` under one key as one puzzle, its costs the mean of theirs.
 
-        Returns:
-            `[1, H, W]` the block that belongs at each place.
-        """
-        total = torch.stack([combo(some).sum(0) for some in self._chunks(blocks)]).sum(0, keepdim=True)
-        return assemble(total / len(blocks), grid, rng, self._search)
+def _pieces(view: View) -> Pieces | None:
+    """Return what happens to the blocks; None = they stay where they are, or the images change their size."""
+    pieces = view.algorithm.defense.pieces(view.image_shape)
+    same_size = view.released_shape[1:] == view.image_shape[1:]
+    return pieces if pieces is not None and pieces.moved and same_size else None
 
-    def _chunks(self, blocks: Tensor) -> tuple[Tensor, ...]:
-        """Split images by memory: costs take P^2 entries an image."""
-        return torch.split(blocks, max(1, _CHUNK // blocks.shape[1]**2))
 
-    @property
-    def _search(self) -> Search:
-        return Search(restarts=self.restarts, rounds=self.rounds)
+def _grid(view: View, pieces: Pieces) -> tuple[int, int]:
+    return view.image_shape[1] // pieces.size, view.image_shape[2] // pieces.size
 
 
 def _keys(view: View) -> Tensor | None:
@@ -97,10 +152,23 @@ def _keys(view: View) -> Tensor | None:
     return view.release.clients
 
 
-def _note(pieces: Pieces) -> str:
-    """Say what of the cipher the solver does not undo."""
-    if pieces.pixels != "kept":
-        return "pixels inside pieces are shuffled: seams carry nothing"
-    changes = {"turned": pieces.turned, "negated": pieces.negated, "recoloured": pieces.recoloured}
-    names = [name for name, done in changes.items() if done]
-    return f"pieces may be {', '.join(names)}: taken as they are" if names else ""
+def _fewest(view: View) -> int:
+    """Return how many released images the rarest key protects."""
+    keys = _keys(view)
+    return 1 if keys is None else int(keys.unique(return_counts=True)[1].min())
+
+
+def _pixels_back(view: View, pieces: Pieces, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, str]:
+    """Return released images of one key, their pixels put back inside the blocks where all are shuffled alike."""
+    images = view.release.images[rows]
+    if pieces.pixels == "kept":
+        return images, ""
+    structure = structure_of(view.algorithm, view.image_shape)
+    if pieces.pixels == "shared" and structure is not None and "public" in view.granted:
+        levels = structure.levels(images)
+        found = guess(structure, levels, structure.levels(view.public.pixels), rng)
+        if found is not None:
+            key, fit = found
+            return (structure.image_of(key.decrypt(levels, structure.top)),
+                    f"pixels by the statistics of {len(images)} images: correlations agree to {fit:.4f}")
+    return images, "pixels inside pieces are shuffled: seams carry nothing"

@@ -14,10 +14,12 @@ from ppbench.attacks._key_release import IMAGES, settled
 from ppbench.attacks._key_statistics import MOST, guess
 from ppbench.attacks._key_structure import structure_of
 from ppbench.attacks._key_weights import from_weights
-from ppbench.attacks.jigsaw import Jigsaw
+from ppbench.attacks._solving import Solver
 from ppbench.blocks import cut
 from ppbench.defense import resize
 from ppbench.view import View
+
+JOINT = 64  # images that are put together as one puzzle
 
 
 @dataclass(frozen=True)
@@ -158,10 +160,10 @@ def _assembled(structure: Structure, key: KeyMap, released: Tensor, rng: torch.G
     """Return the key with the places of its blocks, found by putting the decrypted blocks together."""
     _, height, width = structure.image
     assert structure.size is not None
-    solver = Jigsaw()
-    images = structure.image_of(key.decrypt(released[:solver.joint], structure.top))
-    board = solver.solve_together(cut(images, structure.size), (height // structure.size, width // structure.size), rng)
-    return replace(key, source=board.flatten().argsort())
+    images = structure.image_of(key.decrypt(released[:JOINT], structure.top))
+    grid = height // structure.size, width // structure.size
+    board = Solver().together(cut(images, structure.size), grid, rng)
+    return replace(key, source=board.pieces.flatten().argsort())
 
 
 def _note(found: Recovered, pairs: int) -> str:

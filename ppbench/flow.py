@@ -347,8 +347,8 @@ class Flow:
     async def sheet(self, cell: Cell, found: Artefact, outer: Artefact | None) -> Artefact:
         """The scores of a cell."""
         groups = self.plan.score.groups
-        inputs = {"split": await self.split(cell.dataset, cell.seed), "release": await self.release(cell),
-                  "found": found}
+        release = await self.release(cell)
+        inputs = {"split": await self.split(cell.dataset, cell.seed), "release": release, "found": found}
         if outer is not None:
             inputs["outer"] = outer
         if {"identification", "recognition"} & set(groups):
@@ -363,6 +363,7 @@ class Flow:
         settings = {"groups": groups, "lpips_trunk": self.plan.score.lpips_trunk,
                     "distractors": self.plan.score.distractors}
         params = {"settings": settings, "lpips": self.plan.lpips, "targets": self.plan.targets,
+                  "pieces": release.info["pieces"],
                   # A trainer sees the labels and can hide them in the weights beside the images.
                   "labels_known": bool({"labels", "training"} & cell.threat.grants)}
         return await self.make(Step("score", "score", inputs, params, derive_seed(cell.seed, "score")))

@@ -28,6 +28,7 @@ COLUMNS: tuple[str, ...] = (
     # scores
     "ssim", "ssim_low", "ssim_high", "psnr", "lpips", "identification", "identification_feature", "gallery",
     "recognition", "verification", "verification_plain", "ssim_worst", "lpips_worst", "release_ssim", "release_psnr",
+    "piece_direct", "piece_neighbour", "piece_largest", "piece_perfect", "piece_cheaper",
     # floors
     "ssim_floor", "lpips_floor", "identification_floor", "identification_feature_floor", "recognition_floor",
     "verification_floor",
@@ -40,7 +41,7 @@ COLUMNS: tuple[str, ...] = (
     "task_accuracy", "task_accuracy_honest", "task_accuracy_plain", "victim_adapted",
     # meaning
     "ssim_def", "psnr_def", "lpips_def", "identification_def", "identification_feature_def",
-    "recognition_def", "verification_def",
+    "recognition_def", "verification_def", "piece_def",
     # origin
     "ppbench", "version_torch", "version_torchvision", "version_timm", "device", "threads", "defense_code",
     "attack_code", "artefact",
@@ -48,7 +49,8 @@ COLUMNS: tuple[str, ...] = (
 PER_IMAGE_COLUMNS: tuple[str, ...] = (
     "cell", "dataset", "defense", "attack", "threat", "seed", "target", "ssim", "psnr", "lpips", "identification",
     "identification_feature", "recognition", "verification", "release_ssim", "release_psnr", "ssim_floor",
-    "lpips_floor", "identification_floor",
+    "lpips_floor", "identification_floor", "piece_direct", "piece_neighbour", "piece_largest", "piece_perfect",
+    "piece_cheaper",
 )
 
 Row = dict[str, Any]

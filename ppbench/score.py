@@ -12,7 +12,7 @@ from ppbench.attack import Reconstruction
 from ppbench.calibrate import UNORDERED_DRAWS, Guesses, draw_like, unordered_floor
 from ppbench.codec import Tensors
 from ppbench.data import Images, Split
-from ppbench.defense import Release, resize
+from ppbench.defense import Pieces, Release, resize
 from ppbench.judge import FEATURE_DEFINITION, RECOGNITION_DEFINITION, Judge
 from ppbench.matching import assign
 from ppbench.metrics import (
@@ -26,6 +26,7 @@ from ppbench.metrics import (
     ssim,
 )
 from ppbench.perceptual import Lpips, Net, Trunk, find_trunk
+from ppbench.puzzle import PUZZLE_DEFINITION, puzzle_scores
 from ppbench.seeding import spawn
 from ppbench.stats import mean_interval, ratio_interval
 from ppbench.suspect import flags
@@ -39,7 +40,7 @@ class ScoreSettings:
     """What is measured, and how.
 
     Attributes:
-        groups: `ssim`, `psnr`, `lpips`, `identification`, `recognition`, `verification`.
+        groups: `ssim`, `psnr`, `lpips`, `identification`, `recognition`, `verification`, `pieces`.
         lpips_trunk: LPIPS's network.
         distractors: gallery images beside the targets, or all there are.
     """
@@ -61,6 +62,7 @@ class Truth:
         guesses: metric -> best blind guesses.
         judge: weights of the classifier trained on public images.
         verifier: weights of the network that tells people apart.
+        pieces: what the defense does to square blocks; None = it has none.
     """
 
     images: Split
@@ -70,6 +72,7 @@ class Truth:
     guesses: Mapping[str, Guesses]
     judge: Tensors | None
     verifier: Tensors | None = None
+    pieces: Pieces | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ def score(truth: Truth, found: Reconstruction, outer: Reconstruction | None, set
         others = len(truth.images.private) - truth.targets + len(truth.images.test)
         sheet.values["gallery"] = truth.targets + min(settings.distractors, others)
     _spread(sheet, spawn(rng))
+    if "pieces" in settings.groups and found.images.shape == private.shape:
+        _score_pieces(truth.pieces, estimates, private, sheet)
     if released is not None:
         _score_release(truth, released, settings, sheet)
     _define(sheet, settings, lpips)
@@ -292,6 +297,19 @@ def _spread(sheet: Sheet, rng: torch.Generator) -> None:
         sheet.values["lpips_worst"] = float(sheet.per_image["lpips"].min())
 
 
+def _score_pieces(pieces: Pieces | None, estimates: Tensor, private: Tensor, sheet: Sheet) -> None:
+    """Add how much of a puzzle was put together, where blocks were moved and the estimates are made of them."""
+    if pieces is None or not pieces.moved:
+        return
+    found = puzzle_scores(estimates, private, pieces)
+    made = int((~found["piece_direct"].isnan()).sum())
+    if made:
+        sheet.per_image.update(found)
+        sheet.values.update({name: float(scores.nanmean()) for name, scores in found.items()})
+    if 0 < made < len(estimates):
+        sheet.notes.append(f"pieces: {len(estimates) - made} of {len(estimates)} estimates are not made of the blocks")
+
+
 def _score_release(truth: Truth, found: Reconstruction, settings: ScoreSettings, sheet: Sheet) -> None:
     """Add how well the released images came back, before anything is undone."""
     released = truth.release.images[: truth.targets]
@@ -317,3 +335,5 @@ def _define(sheet: Sheet, settings: ScoreSettings, lpips: Lpips | str | None) ->
             sheet.texts[f"{name}_def"] = definition
     if isinstance(lpips, Lpips):
         sheet.texts["lpips_def"] = lpips.definition
+    if "piece_direct" in sheet.values:
+        sheet.texts["piece_def"] = PUZZLE_DEFINITION

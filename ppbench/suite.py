@@ -98,8 +98,8 @@ class ScoreTable(Table):
     """`[score]`: what is measured."""
 
     groups: list[Literal["ssim", "psnr", "lpips", "identification", "recognition", "verification",
-                          "task"]] = [
-        "ssim", "psnr", "lpips", "identification", "recognition", "task"]
+                          "pieces", "task"]] = [
+        "ssim", "psnr", "lpips", "identification", "recognition", "pieces", "task"]
     lpips_trunk: Literal["squeeze", "alex", "vgg"] = "squeeze"
     distractors: int = Field(1000, ge=0)
     """Private and test images in the gallery beside the targets (or all there are)."""

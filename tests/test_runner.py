@@ -16,6 +16,7 @@ from conftest import plugin, tiny_plan, tiny_run
 from ppbench import codec
 from ppbench.attack import Reconstruction
 from ppbench.errors import UserError
+from ppbench.puzzle import PUZZLE_DEFINITION, SCORES
 
 BASIC = ["blind", "key-holder", "as-released"]
 
@@ -42,6 +43,29 @@ def test_a_matrix_gives_a_row_a_cell_and_all_its_files(tiny_npz: Path, tmp_path:
         assert mean == pytest.approx(row.ssim, abs=2e-6)
         found = codec.load(Reconstruction, result.folder / "cells" / str(cell) / "reconstruction.safetensors")
         assert len(found.images) == 4
+
+
+def test_a_rebuilt_puzzle_is_scored_image_by_image(tiny_npz: Path, tmp_path: Path) -> None:
+    etc = {"use": "block-scrambling", "preset": "etc", "block": 4}
+    plan = tiny_plan(tiny_npz, [], ["key-holder", "jigsaw", "blind"], score={"groups": ["psnr", "pieces"]},
+                     defense=[{"use": "none"}, {"use": "patch-shuffle", "patch": 8}, etc])
+    result, _ = tiny_run(plan, tmp_path)
+    assert [row["status"] for row in result.rows] == ["ok"] * 9
+    rows = table(tmp_path).set_index(["defense", "attack"])
+    per_image = pd.read_csv(result.folder / "per_image.csv").set_index(["defense", "attack"])
+    for cell in (("patch-shuffle", "key-holder"), ("block-scrambling", "key-holder")):
+        assert rows.loc[cell, list(SCORES)].tolist() == [1, 1, 1, 1, 0]
+        assert per_image.loc[cell, list(SCORES)].to_numpy().tolist() == [[1, 1, 1, 1, 0]] * 4
+    solved = per_image.loc[("patch-shuffle", "jigsaw")]
+    assert solved.piece_direct.isin([0, 0.25, 0.5, 1]).all()
+    assert solved.piece_largest.isin([0.25, 0.5, 0.75, 1]).all()
+    assert solved[list(SCORES)].mean().to_numpy() == pytest.approx(
+        rows.loc[("patch-shuffle", "jigsaw"), list(SCORES)].to_numpy(dtype=float), abs=2e-6)
+    assert rows.loc[("patch-shuffle", "jigsaw"), "piece_def"] == PUZZLE_DEFINITION
+    for frame, columns in ((rows, [*SCORES, "piece_def"]), (per_image, list(SCORES))):
+        assert frame.loc["none", columns].isna().all(axis=None)
+        assert frame.xs("blind", level="attack")[columns].isna().all(axis=None)
+    assert not rows.note.str.contains("pieces:").any()
 
 
 def test_inline_and_processes_agree_to_the_byte(tiny_npz: Path, tmp_path: Path) -> None:

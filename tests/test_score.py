@@ -10,9 +10,11 @@ from torch import Tensor
 
 from ppbench import score as scoring
 from ppbench.attack import Reconstruction
+from ppbench.blocks import cut, join, permutations, permute_rows
 from ppbench.calibrate import Guess, Guesses, fit_guesses
 from ppbench.data import Images, Split
-from ppbench.defense import Release, resize
+from ppbench.defense import Pieces, Release, resize
+from ppbench.puzzle import SCORES
 from ppbench.score import ScoreSettings, Sheet, Truth, score
 from ppbench.seeding import generator
 
@@ -224,6 +226,57 @@ def test_a_release_without_partners_is_matched() -> None:
     sheet = sheet_of(Reconstruction(PRIVATE[order], of="released"), release=release)
     assert torch.equal(sheet.shown, PRIVATE)
     assert sheet.values["release_psnr"] == 60
+
+
+# --- puzzles
+
+PUZZLE = [*GROUPS, "pieces"]
+MOVED = Pieces(4, moved=True)
+
+
+def shuffled(pixels: Tensor) -> Tensor:
+    return join(permute_rows(cut(pixels, 4), permutations(len(pixels), 16, generator(7))), (3, 16, 16))
+
+
+def test_a_rebuilt_puzzle_is_scored_beside_the_rest() -> None:
+    half = torch.cat([PRIVATE[:3], PRIVATE[3:].roll(4, 3)])
+    plain, sheet = sheet_of(Reconstruction(half)), sheet_of(Reconstruction(half), groups=PUZZLE, pieces=MOVED)
+    assert set(sheet.values) - set(plain.values) == set(sheet.per_image) - set(plain.per_image) == set(SCORES)
+    assert sheet.per_image["piece_perfect"].tolist() == [1, 1, 1, 0, 0, 0]
+    assert sheet.values["piece_direct"] == 0.5
+    assert sheet.values["piece_neighbour"] == pytest.approx((1 + (4 * 2 + 3 * 4) / 24) / 2)
+    assert sheet.values["piece_largest"] == pytest.approx((1 + 3 / 4) / 2)
+    assert set(sheet.texts) - set(plain.texts) == {"piece_def"}
+    assert sheet.notes == []
+    assert {name: sheet.values[name] for name in plain.values} == plain.values  # no other figure moves
+
+
+def test_an_unordered_set_of_puzzles_is_scored_after_the_assignment() -> None:
+    order = torch.tensor([3, 0, 5, 1, 2, 4])
+    values = sheet_of(Reconstruction(PRIVATE[order], aligned=False), groups=PUZZLE, pieces=MOVED).values
+    assert values["piece_perfect"] == 1
+    assert sheet_of(Reconstruction(PRIVATE[order]), groups=["pieces"], pieces=MOVED).values == {}
+
+
+def test_estimates_that_are_no_puzzles_are_left_out_of_the_mean() -> None:
+    blurred = torch.cat([torch.nn.functional.avg_pool2d(PRIVATE[:2], 3, 1, 1), shuffled(PRIVATE)[2:]])
+    sheet = sheet_of(Reconstruction(blurred), groups=["pieces"], pieces=MOVED)
+    assert sheet.per_image["piece_direct"].isnan().tolist() == [True] * 2 + [False] * 4
+    assert sheet.values["piece_direct"] == pytest.approx(sheet.per_image["piece_direct"][2:].mean().item())
+    assert sheet.values["piece_neighbour"] < 0.5
+    assert sheet.notes == [f"pieces: 2 of {TARGETS} estimates are not made of the blocks"]
+
+
+@pytest.mark.parametrize(("pieces", "groups", "estimates"), [
+    (None, PUZZLE, PRIVATE), (replace(MOVED, moved=False), PUZZLE, PRIVATE), (MOVED, GROUPS, PRIVATE),
+    (MOVED, PUZZLE, PRIVATE[:, :, ::2, ::2]), (MOVED, PUZZLE, PRIVATE.mean(1, keepdim=True)),
+    (MOVED, PUZZLE, torch.full_like(PRIVATE, 0.5))],
+    ids=["no blocks", "not moved", "not asked for", "smaller", "grey", "blind"])
+def test_where_there_is_no_puzzle_there_are_no_scores_of_one(pieces: Pieces | None, groups: list[str],
+                                                             estimates: Tensor) -> None:
+    sheet = sheet_of(Reconstruction(estimates), groups=groups, pieces=pieces)
+    assert not [name for name in [*sheet.values, *sheet.per_image, *sheet.texts] if name.startswith("piece")]
+    assert sheet.notes == []
 
 
 # --- gallery and judge

@@ -1,14 +1,14 @@
 """From a data set to a release: the split, who holds what, keys, protection."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppbench import codec
-from ppbench.data import Dataset, Split, SplitSizes, split
-from ppbench.defense import Keys, Release, draw_keys, keys_for_more, on_cpu
+from ppbench.data import Dataset, Shape, Split, SplitSizes, split
+from ppbench.defense import Defense, Keys, Pieces, Release, draw_keys, keys_for_more, on_cpu
 from ppbench.device import device
 from ppbench.errors import ContractError, UserError
 from ppbench.federated import deal
@@ -73,7 +73,15 @@ def make_release(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -
     release = quantised(release, params["quantise"])
     if params["key_scope"] == "client" and keys.private is not None and release.source is not None:
         release = replace(release, clients=keys.private.owner[release.source])
-    return Made(Protected(release, queries, images.test.labels), {"released_shape": list(release.shape)})
+    return Made(Protected(release, queries, images.test.labels),
+                {"released_shape": list(release.shape), "pieces": _pieces(defense, images.private.shape)})
+
+
+def _pieces(defense: Defense, shape: Shape) -> dict[str, Any] | None:
+    found: object = defense.pieces(shape)
+    if found is not None and not isinstance(found, Pieces):
+        raise ContractError(f"pieces() returned a {type(found).__name__}; it must return Pieces, or None")
+    return asdict(found) if found else None
 
 
 def check_release(release: object, images: Split, targets: int) -> None:

@@ -7,6 +7,7 @@ import torch
 from ppbench.attack import Reconstruction
 from ppbench.calibrate import Guesses
 from ppbench.data import Split
+from ppbench.defense import Pieces
 from ppbench.judge import train_judge
 from ppbench.score import ScoreSettings, Truth, score
 from ppbench.stages.values import Inputs, Made, Protected, Table
@@ -31,6 +32,7 @@ def make_score(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> 
                for name in inputs.files if name.startswith("guess:")}
     judge, verifier = inputs.maybe(Table, "judge"), inputs.maybe(Table, "verifier")
     truth = Truth(images, protected.release, params["targets"], params["labels_known"], guesses,
-                  judge.values if judge else None, verifier.values if verifier else None)
+                  judge.values if judge else None, verifier.values if verifier else None,
+                  Pieces(**params["pieces"]) if params["pieces"] else None)
     return Made(score(truth, inputs.load(Reconstruction, "found"), inputs.maybe(Reconstruction, "outer"),
                       ScoreSettings(**params["settings"]), rng))

@@ -1,0 +1,184 @@
+"""Learning seams from public images that the adversary cuts up, held to what is measured without learning."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ppbench.attack import Prior
+from ppbench.attacks._descent import Course, Descent, copied, descend
+from ppbench.attacks._pairs import held_out, learnt
+from ppbench.attacks._seam_net import SeamNet, Seams, Sides, measured_at, shortlist, sides_of
+from ppbench.attacks._seams import tables
+from ppbench.attacks._states import ABOVE, BELOW, LEFT, RIGHT, States, states_of
+from ppbench.blocks import cut
+from ppbench.codec import Tensors
+from ppbench.defense import Pieces
+from ppbench.minibatches import shuffled_passes
+from ppbench.seeding import seeded
+from ppbench.view import View
+
+LOOKED_AT = 8  # seams at every side of a piece
+_SEAMS = 2**22  # in what is learnt from
+_HELD = 2**16  # in what decides
+_BATCH = 320  # sides of pieces
+_TABLE = 2**24  # entries of the tables of all seams that are held at a time
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Which of K pieces goes on at a side of a piece? Q of them.
+
+    Attributes:
+        sides: of the pieces of all images, in half precision.
+        seams: `[Q, K]` their numbers.
+        measured: `[Q, K, MEASURED]`, in half precision.
+        answer: `[Q]` which of the K is right.
+    """
+
+    sides: Sides
+    seams: Tensor
+    measured: Tensor
+    answer: Tensor
+
+    def __len__(self) -> int:
+        return len(self.answer)
+
+    def at(self, rows: Tensor) -> "tuple[Seams, Tensor]":
+        """Look at some: `Seams` of their K, one after the other, and the answers."""
+        return self.sides.at(self.seams[rows].flatten(), self.measured[rows].flatten(0, 1)), self.answer[rows]
+
+
+@dataclass(frozen=True)
+class SeamPrior(Prior):
+    """Train a network to find the true neighbours of the pieces of public images.
+
+    Attributes:
+        size: side of a piece in pixels.
+        states: pieces may be turned, negated, recoloured: three flags of `Pieces`.
+        steps: optimiser steps.
+        width: of the network.
+        rate: highest learning rate.
+    """
+
+    needs = frozenset({"public"})
+    size: int
+    turned: bool
+    negated: bool
+    recoloured: bool
+    steps: int
+    width: int
+    rate: float
+
+    def train(self, view: View, rng: torch.Generator) -> Tensors:
+        """Return weights (`net.*`), `objective` (held-out losses), and the held-out `recall`.
+
+        Recall is the share of sides of pieces whose true neighbour costs least: by what is measured, and learnt.
+        """
+        public, states = view.public.pixels.cpu(), self.states(view.image_shape[0])
+        with torch.enable_grad(), seeded(int(torch.randint(2**62, (), generator=rng))) as own:
+            net = SeamNet(view.image_shape[0], self.width)
+            kept = asked(public[held_out(len(public))], self.size, states, _HELD)
+            lessons = asked(public[learnt(len(public))], self.size, states, _SEAMS)
+            course = Course([], 0, 0)
+            if len(kept) and len(lessons):
+                chunks = torch.arange(len(kept)).split(_BATCH)
+
+                def judge() -> float:
+                    with torch.no_grad():
+                        return sum(float(loss_of(net, kept.at(rows))) * len(rows) for rows in chunks) / len(kept)
+
+                order = shuffled_passes(len(lessons), min(_BATCH, len(lessons)), self.steps, own)
+                course = descend(net, (varied(lessons.at(rows), own) for rows in order),
+                                 lambda some: loss_of(net, some), judge, Descent(self.steps, self.rate))
+        return {"objective": torch.tensor(course.losses), "recall": recalls(net, kept)} \
+            | {f"net.{name}": value for name, value in copied(net).items()}
+
+    def states(self, channels: int) -> States:
+        """Return the states of the pieces."""
+        return states_of(Pieces(self.size, True, "kept", self.turned, self.negated, self.recoloured), channels)
+
+    def load(self, found: Tensors, channels: int) -> SeamNet | None:
+        """Rebuild what `train` found; None where it finds fewer true neighbours than what is measured."""
+        measured, learnt_ = found["recall"].tolist()
+        if not learnt_ > measured:
+            return None
+        with seeded(0):
+            net = SeamNet(channels, self.width)
+        net.load_state_dict({name.removeprefix("net."): value for name, value in found.items()
+                             if name.startswith("net.")})
+        return net.eval()
+
+
+def asked(images: Tensor, size: int, states: States, most: int) -> Questions:
+    """Ask for the true neighbour of every piece of images `[n, C, H, W]` among those that seem best, and it.
+
+    Args:
+        images: as many as give about `most` seams are looked at.
+        size: of a piece.
+        states: in which neighbours may be; the true one is as it was.
+        most: seams.
+    """
+    grid = images.shape[2] // size, images.shape[3] // size
+    count = grid[0] * grid[1]
+    each = max(1, min(LOOKED_AT, (count - 1) * len(states)))
+    images = images[: max(1, most // (4 * count * each))]
+    asker, direction, mate = _neighbours(grid)
+    found: list[tuple[Tensor, ...]] = []
+    together = max(1, _TABLE // (4 * count**2 * len(states)))
+    for first in range(0, len(images), together):
+        pieces = cut(images[first:first + together], size)
+        measured = tables(pieces, states)
+        shape = measured.logs[0].shape
+        n = torch.arange(len(pieces))[:, None]
+        right = ((n * 4 + direction) * count + asker) * count * len(states) + mate * len(states)
+        seams = shortlist(measured.combined(), each)[:, direction, asker]
+        seams[..., -1] = torch.where((seams == right[..., None]).any(-1), seams[..., -1], right)
+        answer = (seams == right[..., None]).long().argmax(-1)
+        costs = measured_at(seams.flatten(), measured).reshape(*seams.shape, -1)
+        found.append((sides_of(pieces, states).given.half(), (seams + first * math.prod(shape[1:])).flatten(0, 1),
+                      costs.half().flatten(0, 1), answer.flatten()))
+    given, seams, costs, answer = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Questions(Sides(given, states), seams, costs, answer)
+
+
+def _neighbours(grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """List all pairs of neighbours on a board in order, seen from either: piece, direction, neighbour, each `[Q]`."""
+    places = torch.arange(grid[0] * grid[1]).view(grid)
+    across, down = (places[:, :-1].flatten(), places[:, 1:].flatten()), (places[:-1].flatten(), places[1:].flatten())
+    pairs = [(*across, RIGHT), (across[1], across[0], LEFT), (*down, BELOW), (down[1], down[0], ABOVE)]
+    return (torch.cat([one for one, _, _ in pairs]),
+            torch.cat([torch.full_like(one, way) for one, _, way in pairs]),
+            torch.cat([other for _, other, _ in pairs]))
+
+
+def varied(some: tuple[Seams, Tensor], rng: torch.Generator) -> tuple[Seams, Tensor]:
+    """Turn all seams upside down, exchange their colours and negate them, each at random: what is right stays so."""
+    seams, answer = some
+    here, there = seams.here, seams.there
+    if torch.rand((), generator=rng) < 0.5:
+        here, there = here.flip(2), there.flip(2)
+    colours = torch.randperm(here.shape[1], generator=rng)
+    here, there = here[:, colours], there[:, colours]
+    if torch.rand((), generator=rng) < 0.3:
+        here, there = 1 - here, 1 - there
+    return Seams(here, there, seams.measured), answer
+
+
+def loss_of(net: SeamNet, some: tuple[Seams, Tensor]) -> Tensor:
+    """Return the cross entropy of the answers."""
+    seams, answer = some
+    return F.cross_entropy(net(seams).view(len(answer), -1), answer)
+
+
+@torch.no_grad()
+def recalls(net: SeamNet, kept: Questions) -> Tensor:
+    """Return the shares of questions that measured costs and the network answer rightly, `[2]`."""
+    right = torch.zeros(2)
+    for rows in torch.arange(len(kept)).split(_BATCH):
+        seams, answer = kept.at(rows)
+        for which, odds in enumerate((-seams.measured[:, :2].sum(-1), net(seams))):
+            right[which] += (odds.view(len(answer), -1).argmax(-1) == answer).sum()
+    return right / max(1, len(kept))

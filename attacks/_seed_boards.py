@@ -1,0 +1,157 @@
+"""Parts of boards to begin a jigsaw search with: what a linear program, or loops of seams, put together.
+
+Both work on pieces in one state only.
+"""
+
+import numpy as np
+from scipy.optimize import linprog
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from ppbench.attacks._solver import BELOW, RIGHT, Puzzle, Search
+
+_ROUNDS = 6  # of the linear program
+_TRIED = 4  # best neighbours of a piece of which loops are made
+_SHIFT = {RIGHT: (0, 1), BELOW: (1, 0)}
+
+
+def seed_boards(puzzle: Puzzle, search: Search) -> np.ndarray:
+    """Return the parts that were asked for, `[R, rows, columns]` of nodes, -1 = nothing."""
+    found = []
+    if puzzle.bits == 0 and search.linear:
+        found.append(linear_seed(puzzle))
+    if puzzle.bits == 0 and search.loops:
+        found.append(loop_seed(puzzle))
+    boards = [board for board in found if (board >= 0).any()]
+    return np.stack(boards) if boards else np.empty((0, puzzle.rows, puzzle.columns), np.int64)
+
+
+def linear_seed(puzzle: Puzzle) -> np.ndarray:
+    """Place pieces by a linear program (Yu, Russell & Agapito, "Solving jigsaw puzzles with linear programming", 2015).
+
+    Each piece's best neighbour on each side that is not refuted yet pulls both one place apart, in weighted least
+    absolute deviations; what does not end up one place apart is refuted, and the program is solved again.
+    """
+    pieces = puzzle.costs.shape[1]
+    costs = {way: puzzle.costs[way, :, :, 0].astype(np.float64) for way in (RIGHT, BELOW)}
+    for table in costs.values():
+        np.fill_diagonal(table, np.inf)
+    place = np.zeros((2, pieces))
+    seams = np.empty((0, 3), np.int64)
+    for _ in range(_ROUNDS):
+        seams = _best(costs)
+        weight = np.exp(-np.clip([costs[way][i, j] for i, j, way in seams], -20, 20) / 4)
+        shift = np.array([_SHIFT[way] for way in seams[:, 2]])
+        place = np.stack([_least_absolute(seams, shift[:, axis], weight, pieces) for axis in (0, 1)])
+        off = np.abs(place[:, seams[:, 1]] - place[:, seams[:, 0]] - shift.T).max(0)
+        wrong = seams[off > 1e-3]
+        if len(wrong) == 0:
+            break
+        for way in (RIGHT, BELOW):
+            i, j = wrong[wrong[:, 2] == way, :2].T
+            costs[way][i, j] = np.inf
+    shift = np.array([_SHIFT[way] for way in seams[:, 2]])
+    off = np.abs(place[:, seams[:, 1]] - place[:, seams[:, 0]] - shift.T).max(0)
+    return _largest(puzzle, seams[off < 1e-3], np.round(place).astype(np.int64))
+
+
+def loop_seed(puzzle: Puzzle) -> np.ndarray:
+    """Join seams that close loops of four pieces, the cheapest loops first (after Son, Hays & Cooper, ECCV 2014)."""
+    pieces = puzzle.costs.shape[1]
+    most = min(_TRIED, puzzle.near.shape[2])
+    right, below = puzzle.near[RIGHT, :, :most], puzzle.near[BELOW, :, :most]
+    beside = np.zeros((2, pieces, pieces), bool)
+    for table, near in zip(beside, (right, below), strict=True):
+        np.put_along_axis(table, near, True, 1)
+    i, a, b = (part.ravel() for part in np.indices((pieces, most, most)))
+    j, k = right[i, a], below[i, b]
+    loops = []
+    for c in range(most):
+        last = right[k, c]
+        closed = beside[1, j, last] & (last != i) & (j != k)
+        one, two, three, four = i[closed], j[closed], k[closed], last[closed]
+        price = (puzzle.costs[RIGHT, one, two, 0] + puzzle.costs[BELOW, one, three, 0]
+                 + puzzle.costs[RIGHT, three, four, 0] + puzzle.costs[BELOW, two, four, 0])
+        loops.append((price, one, two, three, four))
+    price, one, two, three, four = (np.concatenate(parts) for parts in zip(*loops, strict=True))
+    order = np.argsort(price, kind="stable")
+    ways = np.array([RIGHT, BELOW, RIGHT, BELOW])
+    seams = np.stack([np.stack([one, one, three, two], 1), np.stack([two, three, four, four], 1),
+                      np.broadcast_to(ways, (len(one), 4))], 2)[order].reshape(-1, 3)
+    first = np.unique(seams, axis=0, return_index=True)[1]
+    return _joined(puzzle, seams[np.sort(first)])
+
+
+def _best(costs: dict[int, np.ndarray]) -> np.ndarray:
+    """List the best neighbour on each side of each piece: (piece, neighbour, direction from it) `[M, 3]`."""
+    found = []
+    for way, table in costs.items():
+        for near, flip in ((table.argmin(1), False), (table.argmin(0), True)):
+            own = np.arange(len(table))
+            one, other = (near, own) if flip else (own, near)
+            finite = np.isfinite(table[one, other])
+            found.append(np.stack([one, other, np.full(len(own), way)], 1)[finite])
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _least_absolute(seams: np.ndarray, shift: np.ndarray, weight: np.ndarray, pieces: int) -> np.ndarray:
+    """Return positions `[pieces]` with the least weighted sum of |difference of two pieces - shift|."""
+    count = len(seams)
+    row, one = np.arange(count), np.ones(count)
+    step = coo_array((np.concatenate([one, -one, -one, -one, one, -one]),
+                      (np.concatenate([row, row, row, row + count, row + count, row + count]),
+                       np.concatenate([seams[:, 1], seams[:, 0], row + pieces,
+                                       seams[:, 1], seams[:, 0], row + pieces]))),
+                     shape=(2 * count, pieces + count)).tocsr()
+    bound = np.concatenate([shift, -shift]).astype(float)
+    found = linprog(np.concatenate([np.zeros(pieces), weight]), step, bound, method="highs",
+                    bounds=np.broadcast_to([0, np.inf], (pieces + count, 2)))
+    placed: np.ndarray = np.zeros(pieces) if found.x is None else found.x[:pieces]
+    return placed
+
+
+def _largest(puzzle: Puzzle, seams: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Lay the largest part that seams hold together, as far as it fits into the frame; `place` `[2, P]`."""
+    board = np.full((puzzle.rows, puzzle.columns), -1, np.int64)
+    if len(seams) == 0:
+        return board
+    pieces = place.shape[1]
+    graph = coo_array((np.ones(len(seams)), (seams[:, 0], seams[:, 1])), shape=(pieces, pieces))
+    part = connected_components(graph, directed=False)[1]
+    mine = np.flatnonzero(part == np.bincount(part).argmax())
+    return _framed(board, mine, place[:, mine])
+
+
+def _framed(board: np.ndarray, pieces: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Lay pieces at their places, where the frame holds most of them; of two at one place the first stays."""
+    window = []
+    for axis, size in enumerate(board.shape):
+        starts = np.arange(place[axis].min(), place[axis].max() + 1)
+        held = [np.count_nonzero((place[axis] >= start) & (place[axis] < start + size)) for start in starts]
+        window.append(int(starts[int(np.argmax(held))]))
+    for piece, row, column in zip(pieces, place[0] - window[0], place[1] - window[1], strict=True):
+        if 0 <= row < board.shape[0] and 0 <= column < board.shape[1] and board[row, column] < 0:
+            board[row, column] = piece
+    return board
+
+
+def _joined(puzzle: Puzzle, seams: np.ndarray) -> np.ndarray:
+    """Join pieces along seams `[M, 3]`, in order, unless two would lie at one place (Gallagher 2012)."""
+    pieces = puzzle.costs.shape[1]
+    place, part = np.zeros((2, pieces), np.int64), np.arange(pieces)
+    members = {piece: [piece] for piece in range(pieces)}
+    for one, other, way in seams.tolist():
+        a, b = part[one], part[other]
+        if a == b:
+            continue
+        shift = place[:, one] + _SHIFT[way] - place[:, other]
+        stay, move = members[int(a)], members[int(b)]
+        taken = set(map(tuple, place[:, stay].T.tolist()))
+        if taken & set(map(tuple, (place[:, move] + shift[:, None]).T.tolist())):
+            continue
+        place[:, move] += shift[:, None]
+        part[move] = a
+        stay.extend(members.pop(int(b)))
+    largest = max(members.values(), key=len)
+    board = np.full((puzzle.rows, puzzle.columns), -1, np.int64)
+    return _framed(board, np.array(largest), place[:, largest]) if len(largest) > 1 else board
