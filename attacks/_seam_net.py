@@ -11,7 +11,8 @@ from ppbench.attacks._states import OPPOSITE, States
 
 COLUMNS = 4  # on each side of the seam; pieces of fewer are continued as they end
 MEASURED = 4  # figures that are measured at every seam
-_NOT_LOOKED_AT = 4.0  # worse by so much than the worst log odds, and more where the measured cost is
+_MOST = 16.0  # surprise at a seam, also at all that are not looked at
+_LEAST = 4.0  # surprise that adds nothing to a cost, so that good seams lie below 0
 
 
 class Seams(NamedTuple):
@@ -128,10 +129,10 @@ def shortlist(combined: Tensor, most: int) -> Tensor:
 
 @torch.no_grad()
 def learned(net: SeamNet, pieces: Tensor, tables: Tables, most: int, at_once: int = 2**14) -> Tensor:
-    """Return log costs `[N, 4, P, P, S]`: at the `most` best seams of every side the network's, elsewhere worse ones.
+    """Return log costs `[N, 4, P, P, S]`, for which the network looks at the `most` best seams of every side.
 
-    The cost of a seam is the negative logarithm of the probabilities, among the seams looked at, that it is the right
-    one for the one piece and for the other, less 4, so that good seams lie below 0.
+    To the measured cost of a seam comes the surprise at it: the negative logarithm of the probabilities, among the
+    seams looked at, that it is the right one for the one piece and for the other.
     """
     combined, states = tables.combined(), tables.states
     sides = sides_of(pieces, states)
@@ -145,8 +146,8 @@ def learned(net: SeamNet, pieces: Tensor, tables: Tables, most: int, at_once: in
     sums = odds.view(combined.shape).flatten(3).logsumexp(3)
     n, d, i, j, r = torch.unravel_index(seams, sides.shape)
     theirs = sums[n, states.face[r, OPPOSITE[d]], j]
-    costs = LIMIT - _NOT_LOOKED_AT + combined.clamp_(0, LIMIT) / LIMIT * _NOT_LOOKED_AT
-    costs.view(-1)[seams] = (sums[n, d, i] + theirs - 2 * odds[seams]).clamp(max=LIMIT - _NOT_LOOKED_AT)
-    costs -= 4
-    costs.diagonal(dim1=2, dim2=3).fill_(LIMIT)
+    surprise = torch.full(combined.shape, _MOST)
+    surprise.view(-1)[seams] = (sums[n, d, i] + theirs - 2 * odds[seams]).clamp(max=_MOST)
+    costs = combined.add_(surprise).sub_(_LEAST)
+    costs.diagonal(dim1=2, dim2=3).fill_(2 * LIMIT)
     return costs

@@ -12,10 +12,9 @@ from ppbench.attacks._descent import Course, Descent, copied, descend
 from ppbench.attacks._pairs import held_out, learnt
 from ppbench.attacks._seam_net import SeamNet, Seams, Sides, measured_at, shortlist, sides_of
 from ppbench.attacks._seams import tables
-from ppbench.attacks._states import ABOVE, BELOW, LEFT, RIGHT, States, states_of
+from ppbench.attacks._states import ABOVE, BELOW, LEFT, PLAIN, RIGHT, States
 from ppbench.blocks import cut
 from ppbench.codec import Tensors
-from ppbench.defense import Pieces
 from ppbench.minibatches import shuffled_passes
 from ppbench.seeding import seeded
 from ppbench.view import View
@@ -25,6 +24,7 @@ _SEAMS = 2**22  # in what is learnt from
 _HELD = 2**16  # in what decides
 _BATCH = 320  # sides of pieces
 _TABLE = 2**24  # entries of the tables of all seams that are held at a time
+_TABLES = 2**28  # that are worked out at all
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,6 @@ class SeamPrior(Prior):
 
     Attributes:
         size: side of a piece in pixels.
-        states: pieces may be turned, negated, recoloured: three flags of `Pieces`.
         steps: optimiser steps.
         width: of the network.
         rate: highest learning rate.
@@ -65,9 +64,6 @@ class SeamPrior(Prior):
 
     needs = frozenset({"public"})
     size: int
-    turned: bool
-    negated: bool
-    recoloured: bool
     steps: int
     width: int
     rate: float
@@ -75,13 +71,13 @@ class SeamPrior(Prior):
     def train(self, view: View, rng: torch.Generator) -> Tensors:
         """Return weights (`net.*`), `objective` (held-out losses), and the held-out `recall`.
 
-        Recall is the share of sides of pieces whose true neighbour costs least: by what is measured, and learnt.
+        Recall is the share of sides of pieces whose true neighbour costs least: as measured alone, and as learnt.
         """
-        public, states = view.public.pixels.cpu(), self.states(view.image_shape[0])
+        public = view.public.pixels.cpu()
         with torch.enable_grad(), seeded(int(torch.randint(2**62, (), generator=rng))) as own:
             net = SeamNet(view.image_shape[0], self.width)
-            kept = asked(public[held_out(len(public))], self.size, states, _HELD)
-            lessons = asked(public[learnt(len(public))], self.size, states, _SEAMS)
+            kept = asked(public[held_out(len(public))], self.size, PLAIN, _HELD)
+            lessons = asked(public[learnt(len(public))], self.size, PLAIN, _SEAMS)
             course = Course([], 0, 0)
             if len(kept) and len(lessons):
                 chunks = torch.arange(len(kept)).split(_BATCH)
@@ -95,10 +91,6 @@ class SeamPrior(Prior):
                                  lambda some: loss_of(net, some), judge, Descent(self.steps, self.rate))
         return {"objective": torch.tensor(course.losses), "recall": recalls(net, kept)} \
             | {f"net.{name}": value for name, value in copied(net).items()}
-
-    def states(self, channels: int) -> States:
-        """Return the states of the pieces."""
-        return states_of(Pieces(self.size, True, "kept", self.turned, self.negated, self.recoloured), channels)
 
     def load(self, found: Tensors, channels: int) -> SeamNet | None:
         """Rebuild what `train` found; None where it finds fewer true neighbours than what is measured."""
@@ -124,10 +116,11 @@ def asked(images: Tensor, size: int, states: States, most: int) -> Questions:
     grid = images.shape[2] // size, images.shape[3] // size
     count = grid[0] * grid[1]
     each = max(1, min(LOOKED_AT, (count - 1) * len(states)))
-    images = images[: max(1, most // (4 * count * each))]
+    entries = 4 * count**2 * len(states)
+    images = images[: max(1, min(most // (4 * count * each), _TABLES // entries))]
     asker, direction, mate = _neighbours(grid)
     found: list[tuple[Tensor, ...]] = []
-    together = max(1, _TABLE // (4 * count**2 * len(states)))
+    together = max(1, _TABLE // entries)
     for first in range(0, len(images), together):
         pieces = cut(images[first:first + together], size)
         measured = tables(pieces, states)
@@ -175,10 +168,11 @@ def loss_of(net: SeamNet, some: tuple[Seams, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def recalls(net: SeamNet, kept: Questions) -> Tensor:
-    """Return the shares of questions that measured costs and the network answer rightly, `[2]`."""
+    """Return the shares of questions that measured costs alone answer rightly, and with the network's, `[2]`."""
     right = torch.zeros(2)
     for rows in torch.arange(len(kept)).split(_BATCH):
         seams, answer = kept.at(rows)
-        for which, odds in enumerate((-seams.measured[:, :2].sum(-1), net(seams))):
+        measured = seams.measured[:, :2].sum(-1)
+        for which, odds in enumerate((-measured, net(seams) - measured / 2)):
             right[which] += (odds.view(len(answer), -1).argmax(-1) == answer).sum()
     return right / max(1, len(kept))

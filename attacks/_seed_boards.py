@@ -10,7 +10,8 @@ from scipy.sparse.csgraph import connected_components
 
 from ppbench.attacks._solver import BELOW, RIGHT, Puzzle, Search
 
-_ROUNDS = 6  # of the linear program
+_ROUNDS = 3  # of the linear program; the largest part is kept
+_EXACT = 1e-3  # places
 _TRIED = 4  # best neighbours of a piece of which loops are made
 _SHIFT = {RIGHT: (0, 1), BELOW: (1, 0)}
 
@@ -29,30 +30,30 @@ def seed_boards(puzzle: Puzzle, search: Search) -> np.ndarray:
 def linear_seed(puzzle: Puzzle) -> np.ndarray:
     """Place pieces by a linear program (Yu, Russell & Agapito, "Solving jigsaw puzzles with linear programming", 2015).
 
-    Each piece's best neighbour on each side that is not refuted yet pulls both one place apart, in weighted least
-    absolute deviations; what does not end up one place apart is refuted, and the program is solved again.
+    Each piece's best neighbour on each side that is not refuted yet, if it fits well, pulls both one place apart, in
+    weighted least absolute deviations; what does not end up so is refuted, and the program is solved again.
     """
     pieces = puzzle.costs.shape[1]
     costs = {way: puzzle.costs[way, :, :, 0].astype(np.float64) for way in (RIGHT, BELOW)}
     for table in costs.values():
         np.fill_diagonal(table, np.inf)
-    place = np.zeros((2, pieces))
-    seams = np.empty((0, 3), np.int64)
+    largest = np.full((puzzle.rows, puzzle.columns), -1, np.int64)
     for _ in range(_ROUNDS):
         seams = _best(costs)
-        weight = np.exp(-np.clip([costs[way][i, j] for i, j, way in seams], -20, 20) / 4)
-        shift = np.array([_SHIFT[way] for way in seams[:, 2]])
+        weight = np.exp([-costs[way][i, j] / 4 for i, j, way in seams])
+        shift = np.array([_SHIFT[way] for way in seams[:, 2]]).reshape(-1, 2)
         place = np.stack([_least_absolute(seams, shift[:, axis], weight, pieces) for axis in (0, 1)])
-        off = np.abs(place[:, seams[:, 1]] - place[:, seams[:, 0]] - shift.T).max(0)
-        wrong = seams[off > 1e-3]
+        off = np.abs(place[:, seams[:, 1]] - place[:, seams[:, 0]] - shift.T).max(0, initial=0)
+        found = _largest(puzzle, seams[off < _EXACT], np.round(place).astype(np.int64))
+        if (found >= 0).sum() > (largest >= 0).sum():
+            largest = found
+        wrong = seams[off >= _EXACT]
         if len(wrong) == 0:
             break
         for way in (RIGHT, BELOW):
             i, j = wrong[wrong[:, 2] == way, :2].T
             costs[way][i, j] = np.inf
-    shift = np.array([_SHIFT[way] for way in seams[:, 2]])
-    off = np.abs(place[:, seams[:, 1]] - place[:, seams[:, 0]] - shift.T).max(0)
-    return _largest(puzzle, seams[off < 1e-3], np.round(place).astype(np.int64))
+    return largest
 
 
 def loop_seed(puzzle: Puzzle) -> np.ndarray:
@@ -83,14 +84,14 @@ def loop_seed(puzzle: Puzzle) -> np.ndarray:
 
 
 def _best(costs: dict[int, np.ndarray]) -> np.ndarray:
-    """List the best neighbour on each side of each piece: (piece, neighbour, direction from it) `[M, 3]`."""
+    """List the best neighbour on each side of each piece, where it fits well: (piece, other, direction) `[M, 3]`."""
     found = []
     for way, table in costs.items():
         for near, flip in ((table.argmin(1), False), (table.argmin(0), True)):
             own = np.arange(len(table))
             one, other = (near, own) if flip else (own, near)
-            finite = np.isfinite(table[one, other])
-            found.append(np.stack([one, other, np.full(len(own), way)], 1)[finite])
+            good = table[one, other] < 0
+            found.append(np.stack([one, other, np.full(len(own), way)], 1)[good])
     return np.unique(np.concatenate(found), axis=0)
 
 
@@ -104,7 +105,7 @@ def _least_absolute(seams: np.ndarray, shift: np.ndarray, weight: np.ndarray, pi
                                        seams[:, 1], seams[:, 0], row + pieces]))),
                      shape=(2 * count, pieces + count)).tocsr()
     bound = np.concatenate([shift, -shift]).astype(float)
-    found = linprog(np.concatenate([np.zeros(pieces), weight]), step, bound, method="highs",
+    found = linprog(np.concatenate([np.zeros(pieces), weight]), step, bound, method="highs",  # type: ignore[call-overload]
                     bounds=np.broadcast_to([0, np.inf], (pieces + count, 2)))
     placed: np.ndarray = np.zeros(pieces) if found.x is None else found.x[:pieces]
     return placed

@@ -627,8 +627,8 @@ def solve(puzzle, search, seeds, seed):  # type: ignore[no-untyped-def]
         _read(canvas, board)
         _exchange(puzzle, board, search.weak, where, found)
         count = _keep(puzzle, boards, prices, mates, count, board, board_cost(puzzle, board))
-    for start in range(search.restarts):
-        if count > 0 and laid >= search.effort:
+    for start in range(max(search.restarts, 1)):
+        if count > 0 and (laid >= search.effort or start >= search.restarts):
             break
         _clear(canvas)
         first = int(_uniform(state) * pieces) << puzzle.bits | int(_uniform(state) * len(puzzle.face))

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ppbench.attacks._arranger import believed
+from ppbench.attacks._arranger_net import Arranger
 from ppbench.attacks._assemble import Grid, assemble
 from ppbench.attacks._boards import Boards, stacked
 from ppbench.attacks._seam_net import SeamNet, learned
@@ -16,6 +18,7 @@ from ppbench.blocks import permute_rows
 from ppbench.errors import UserError
 
 _CHUNK = 2**24  # entries of the tables of all seams that are held at a time; the results of a run depend on it
+_UNLIKELY = -7.0  # log-probability of a place, below which it says no more
 _MOST = 2**29  # entries for one puzzle: 2 GiB each, and some five such tables are held
 
 
@@ -28,16 +31,20 @@ class Solver:
         states: that pieces may be in.
         net: looks at the best seams; None = they cost what is measured.
         looked_at: seams at every side of a piece that it looks at.
+        places: believes where pieces lie; None = nothing is known of that.
+        trust: of a place's cost, the negative logarithm of its probability.
     """
 
     search: Search = field(default_factory=Search)
     states: States = PLAIN
     net: SeamNet | None = None
     looked_at: int = 12
+    places: Arranger | None = None
+    trust: float = 1.0
 
     def each(self, pieces: Tensor, grid: Grid, rng: torch.Generator) -> Boards:
         """Solve every image of pieces `[N, P, C, s, s]` on its own."""
-        return stacked([assemble(self.costs(some), grid, rng, self.search, self.states)
+        return stacked([assemble(self.costs(some), grid, rng, self.search, self.states, self._place_costs(some))
                         for some in self._chunks(pieces)])
 
     def together(self, pieces: Tensor, grid: Grid, rng: torch.Generator) -> Boards:
@@ -50,14 +57,31 @@ class Solver:
         measured = tables(pieces, self.states)
         return measured.combined() if self.net is None else learned(self.net, pieces, measured, self.looked_at)
 
+    def _place_costs(self, pieces: Tensor) -> Tensor | None:
+        """Return what each piece costs at each place, `[N, P, P]`."""
+        if self.places is None:
+            return None
+        return -self.trust * believed(self.places, pieces).flatten(2).clamp(min=_UNLIKELY)
+
     def laid(self, pieces: Tensor, boards: Boards) -> Tensor:
         """Return the pieces in the order and the states of the boards, `[N, P, C, s, s]`."""
         return self.states.put(permute_rows(pieces, boards.pieces.flatten(1)), boards.states.flatten(1))
 
     def _chunks(self, pieces: Tensor) -> tuple[Tensor, ...]:
         """Split images by memory."""
-        entries = 4 * pieces.shape[1]**2 * len(self.states)
-        if entries > _MOST:
-            raise UserError(f"{pieces.shape[1]} pieces in {len(self.states)} states would need tables of "
-                            f"{entries * 4 / 2**30:.0f} GiB each: choose larger pieces")
+        entries = check_size((1, pieces.shape[1]), self.states)
         return torch.split(pieces, max(1, _CHUNK // entries))
+
+
+def check_size(grid: Grid, states: States) -> int:
+    """Return how many entries a table of all seams has.
+
+    Raises:
+        UserError: there are too many.
+    """
+    pieces = grid[0] * grid[1]
+    entries = 4 * pieces**2 * len(states)
+    if entries > _MOST:
+        raise UserError(f"{pieces} pieces in {len(states)} states would need tables of {entries * 4 / 2**30:.0f} GiB "
+                        f"each: choose larger pieces")
+    return entries

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
+from ppbench.attacks._arranger import ArrangerPrior, size_of_whole_pieces
 from ppbench.attacks._key_statistics import guess
 from ppbench.attacks._key_structure import structure_of
 from ppbench.attacks._seam_prior import SeamPrior
 from ppbench.attacks._solver import Search
-from ppbench.attacks._solving import Solver
+from ppbench.attacks._solving import Solver, check_size
 from ppbench.attacks._states import states_of
 from ppbench.attacks._upright import UprightPrior, upright
 from ppbench.blocks import cut, join
@@ -25,9 +26,9 @@ _ENOUGH = 8  # images of one key: with so many, what is measured tells all neigh
 class Jigsaw(Attack):
     """Put shuffled blocks back by how well their edges fit (Gallagher 2012; Sholomon et al. 2013).
 
-    Seams cost what is measured (MGC and linear prediction) or, where the adversary has public images, what a network
-    that learnt from their seams makes of it, if it finds more of the held-out neighbours. Boards are bred from one
-    another, broken at their weak seams and grown again, and mended by exchanges of pieces.
+    Seams cost what is measured (MGC and linear prediction) and, where blocks are only moved and the adversary has
+    public images, how much they surprise a network that learnt from those, if it helps with held-out ones. Boards are
+    bred from one another, broken at their weak seams and grown again, and mended by exchanges of pieces.
 
     Blocks may be turned, negated and recoloured: every block is tried in every state, and the whole image is at last
     brought into the state in which a network finds it most like public images.
@@ -47,6 +48,8 @@ class Jigsaw(Attack):
             0 = measured costs alone, and the state is left open.
         width: of the network that looks at seams.
         rate: its highest learning rate.
+        place_steps: optimiser steps of a network that tells where in an image a piece may lie (that of `vit-inverter`),
+            where images are solved one by one and their pieces are only moved; 0 = none.
     """
 
     requires = frozenset({"images", "algorithm"})
@@ -63,23 +66,27 @@ class Jigsaw(Attack):
     steps: int = 400
     width: int = 48
     rate: float = 4e-3
+    place_steps: int = 0
 
     def __post_init__(self) -> None:
         at_least(self, 1, "restarts", "effort", "joint", "width")
-        at_least(self, 0, "steps", "anneal")
+        at_least(self, 0, "steps", "anneal", "place_steps")
         above_zero(self, "rate")
 
     def priors(self, view: View) -> dict[str, Prior]:
         """Name the networks that help with this cipher."""
         pieces = _pieces(view)
-        if pieces is None or pieces.pixels != "kept" or not self.steps or "public" not in view.granted:
+        if pieces is None or pieces.pixels != "kept" or "public" not in view.granted:
             return {}
         flags = (pieces.turned, pieces.negated, pieces.recoloured)
         found: dict[str, Prior] = {}
-        if _fewest(view) < _ENOUGH:
-            found["seams"] = SeamPrior(pieces.size, *flags, self.steps, self.width, self.rate)
-        if any(flags):
+        check_size(_grid(view, pieces), states_of(pieces, view.released_shape[0]))
+        if self.steps and not any(flags) and _fewest(view) < _ENOUGH:  # with states, it misled more than it helped
+            found["seams"] = SeamPrior(pieces.size, self.steps, self.width, self.rate)
+        if self.steps and any(flags):
             found["upright"] = UprightPrior(*flags, self.steps)
+        if self.place_steps and _keys(view) is None and size_of_whole_pieces(view) is not None:
+            found["places"] = ArrangerPrior(pieces.size, self.place_steps, 24, 96, 2, 2e-3)
         return found
 
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
@@ -94,7 +101,9 @@ class Jigsaw(Attack):
         net = seams.load(priors["seams"], view.image_shape[0]) if isinstance(seams, SeamPrior) else None
         search = Search(restarts=self.restarts, effort=self.effort, loops=int(self.loops), linear=int(self.linear),
                         repair=int(self.repair), anneal=self.anneal)
-        solver = Solver(search, states, net)
+        places = named.get("places")
+        arranger = places.load(priors["places"], view) if isinstance(places, ArrangerPrior) else None
+        solver = Solver(search, states, net, places=arranger)
         keys = _keys(view)
         images, note = self._each(view, pieces, solver, rng) if keys is None else \
             self._by_key(view, pieces, keys, solver, rng)

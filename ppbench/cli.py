@@ -165,6 +165,27 @@ def check(spec: str, kind: str | None, quick: bool) -> None:
         sys.exit(1)
 
 
+@cli.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--piece", type=click.IntRange(min=1), default=16, show_default=True, help="Side of a piece in pixels.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE.png",
+              help="Original, shuffled and solved picture in one; default: IMAGE's name + -jigsaw.png, here.")
+@click.option("--turn", is_flag=True, help="Turn and mirror every piece its own way (8 states).")
+@click.option("--negative", is_flag=True, help="Make a negative of about half of the pieces.")
+@click.option("--recolour", is_flag=True, help="Exchange the colour channels of every piece its own way (6 states).")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all that is random.")
+@click.option("--effort", type=click.IntRange(min=1), help="Pieces that are laid at most; default: the attack's own.")
+@click.option("--public", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Photos that the attack learns from first: how seams look, and which way up.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps with --public; default: the attack's own.")
+def jigsaw(image: Path, output: Path | None, **settings: Any) -> None:
+    """Show the attack `jigsaw` on one picture: cut IMAGE into square pieces, shuffle them, put them together again."""
+    from ppbench.demo import Settings, demonstrate
+
+    for line in demonstrate(image, output or Path(f"{image.stem}-jigsaw.png"), Settings(**settings)):
+        click.echo(line)
+
+
 @cli.group()
 def weights() -> None:
     """Trained weights that scores need."""

@@ -31,7 +31,8 @@ def test_list_names_every_plug_in_with_its_parameters() -> None:
 
 def test_list_and_help_do_not_import_torch() -> None:
     code = ("import sys; from click.testing import CliRunner; from ppbench.cli import cli\n"
-            "for a in (['list'], ['run', '--help']): assert CliRunner().invoke(cli, a).exit_code == 0\n"
+            "for a in (['list'], ['run', '--help'], ['jigsaw', '--help']):\n"
+            "    assert CliRunner().invoke(cli, a).exit_code == 0\n"
             "print([m for m in ('torch', 'numpy', 'pandas') if m in sys.modules])")
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"

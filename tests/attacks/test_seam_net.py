@@ -1,0 +1,418 @@
+"""Learned seams: what the network sees, what its costs say, and what it learns from public images."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from jigsaw_pieces import (
+    ETC,
+    FLAGS,
+    TURNED,
+    UNCHANGED,
+    Flags,
+    crops,
+    looking_right,
+    photos,
+    scrambled,
+    slow_put,
+    states_for,
+)
+from release_views import view_of
+from torch import Tensor
+
+from ppbench.attacks import _seam_prior
+from ppbench.attacks._pairs import held_out, learnt
+from ppbench.attacks._seam_net import (
+    COLUMNS,
+    MEASURED,
+    SeamNet,
+    Seams,
+    learned,
+    measured_at,
+    mirror,
+    shortlist,
+    sides_of,
+)
+from ppbench.attacks._seam_prior import LOOKED_AT, Questions, SeamPrior, asked, loss_of, recalls, varied
+from ppbench.attacks._seams import LIMIT, tables
+from ppbench.attacks._states import PLAIN, States
+from ppbench.blocks import cut
+from ppbench.seeding import generator, seeded
+
+MIXED = (False, True, True)
+
+
+def noise(count: int, pieces: int, channels: int, size: int, seed: int = 0) -> Tensor:
+    return torch.rand(count, pieces, channels, size, size, generator=generator(seed))
+
+
+def random_net(channels: int = 3, width: int = 8, seed: int = 0) -> SeamNet:
+    with seeded(seed):
+        return SeamNet(channels, width).eval()
+
+
+def some_seams(shape: tuple[int, ...], count: int) -> list[tuple[Tensor, list[int]]]:
+    """Numbers of seams, and what they stand for: image, direction, piece, the other one, its state."""
+    total = int(np.prod(shape))
+    numbers = torch.randperm(total, generator=generator(0))
+    found = [(number, [int(part) for part in np.unravel_index(int(number), shape)]) for number in numbers]
+    return [(number, parts) for number, parts in found if parts[2] != parts[3]][:count]
+
+
+# --- what is looked at
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_a_seam_seen_from_the_other_piece_is_the_same_picture(flags: Flags) -> None:
+    """Both pieces are laid side by side, and the whole is brought back so that the second lies as it was given."""
+    states, pieces = states_for(flags), noise(1, 3, 3, 2)
+    real = pieces[0].numpy()
+    shape = (1, 4, 3, 3, len(states))
+    for number, (_, d, i, j, r) in some_seams(shape, 60):
+        _, d2, j2, i2, r2 = (int(part) for part in np.unravel_index(int(mirror(number, shape, states)), shape))
+        assert (i2, j2) == (i, j)
+        whole = beside(real[i], slow_put(real[j], states, r), d)
+        undone = slow_put(whole, states, int(states.inverse[r]))
+        np.testing.assert_allclose(undone, beside(real[j], slow_put(real[i], states, r2), d2), atol=1e-6)
+
+
+def beside(one: np.ndarray, other: np.ndarray, direction: int) -> np.ndarray:
+    """Lay a block to the right of another, to its left, below or above it."""
+    parts = (other, one) if direction % 2 else (one, other)
+    return np.concatenate(parts, 2 if direction < 2 else 1)
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_the_network_sees_the_columns_on_both_sides_of_a_seam(flags: Flags, size: int) -> None:
+    states, pieces = states_for(flags), noise(2, 3, 3, size)
+    sides = sides_of(pieces, states)
+    assert sides.shape == (2, 4, 3, 3, len(states))
+    picked = some_seams(sides.shape, 80)
+    found = sides.at(torch.stack([number for number, _ in picked]), torch.zeros(len(picked), MEASURED))
+    reach = np.minimum(np.arange(COLUMNS), size - 1)  # small pieces go on as they end
+    for row, (_, (n, d, i, j, r)) in enumerate(picked):
+        here = looking_right(pieces[n, i].numpy(), d)[:, :, ::-1][:, :, reach]
+        there = looking_right(slow_put(pieces[n, j].numpy(), states, r), d)[:, :, reach]
+        np.testing.assert_allclose(found.here[row], here, atol=1e-6)
+        np.testing.assert_allclose(found.there[row], there, atol=1e-6)
+
+
+@pytest.mark.parametrize("flags", [UNCHANGED, TURNED, ETC])
+def test_what_is_measured_at_seams_is_what_stands_in_the_tables(flags: Flags) -> None:
+    states = states_for(flags)
+    measured = tables(noise(2, 4, 3, 3), states)
+    picked = some_seams(tuple(measured.logs[0].shape), 90)
+    found = measured_at(torch.stack([number for number, _ in picked]), measured)
+    assert found.shape == (90, MEASURED)
+    for row, (_, at) in enumerate(picked):
+        relative = [float(measured.relative(which)[tuple(at)].clamp(-LIMIT, LIMIT)) for which in range(2)]
+        absolute = [float(measured.logs[which][tuple(at)]) / 4 - 1.5 for which in range(2)]
+        np.testing.assert_allclose(found[row], relative + absolute, atol=1e-4)
+
+
+@pytest.mark.parametrize("flags", [UNCHANGED, MIXED])
+def test_the_shortlist_holds_the_cheapest_seams_of_every_side(flags: Flags) -> None:
+    states = states_for(flags)
+    costs = tables(noise(2, 4, 3, 3), states).combined()
+    for most, kept in ((1, 1), (5, min(5, 3 * len(states))), (1000, 3 * len(states))):
+        found = shortlist(costs, most)
+        assert found.shape == (2, 4, 4, kept)
+        for n, d, i in itertools.product(range(2), range(4), range(4)):
+            best = costs[n, d, i].flatten().sort().values[:kept]
+            torch.testing.assert_close(costs.flatten()[found[n, d, i]].sort().values, best)
+            assert {tuple(np.unravel_index(int(one), costs.shape))[:3] for one in found[n, d, i]} == {(n, d, i)}
+
+
+# --- the network and its costs
+
+def test_one_network_looks_at_seams_of_any_length() -> None:
+    net = random_net()
+    for size in (1, 2, 4, 7):
+        costs = learned(net, noise(2, 4, 3, size), tables(noise(2, 4, 3, size), PLAIN), 3)
+        assert costs.shape == (2, 4, 4, 4, 1)
+        assert costs.isfinite().all()
+
+
+def test_the_level_of_grey_around_a_seam_plays_no_part() -> None:
+    net = random_net()
+    seams = Seams(*(0.2 + 0.5 * torch.rand(5, 3, 4, COLUMNS, generator=generator(seed)) for seed in (0, 1)),
+                  torch.zeros(5, MEASURED))
+    brighter = Seams(seams.here + 0.25, seams.there + 0.25, seams.measured)
+    torch.testing.assert_close(net(brighter), net(seams), atol=1e-4, rtol=1e-4)
+    assert (net(Seams(seams.here + 0.25, seams.there, seams.measured)) - net(seams)).abs().max() > 1e-3
+    assert (net(Seams(seams.here, seams.there, seams.measured + 1)) - net(seams)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("kind", ["random", "flat", "copies"])
+def test_learned_costs_are_finite_and_the_same_from_either_side(flags: Flags, kind: str) -> None:
+    states, pieces = states_for(flags), noise(2, 4, 3, 3)
+    if kind == "flat":
+        pieces = torch.full_like(pieces, 0.3)
+    elif kind == "copies":
+        pieces = pieces[:, :1].expand_as(pieces)
+    costs = learned(random_net(), pieces, tables(pieces, states), 3)
+    assert costs.isfinite().all()
+    between = ~torch.eye(4, dtype=torch.bool)
+    assert costs.diagonal(dim1=2, dim2=3).min() > costs[:, :, between].max()
+    seams = torch.arange(costs.numel()).view(costs.shape)[:, :, between].flatten()
+    torch.testing.assert_close(costs.flatten()[mirror(seams, costs.shape, states)], costs.flatten()[seams], atol=1e-3,
+                               rtol=0)
+
+
+@pytest.mark.parametrize("flags", [UNCHANGED, TURNED])
+def test_learned_costs_add_the_surprise_at_a_seam(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minus the log probabilities, on both sides, among what was looked at; 16 at most, and for what was not."""
+    states, pieces, count = states_for(flags), noise(1, 5, 3, 3), 5
+    measured = tables(pieces, states)
+    combined = measured.combined()
+
+    def odds_of(seams: Seams) -> Tensor:
+        return -0.7 * seams.measured[:, 0] + 3 * (seams.measured[:, 1] * 5).sin()
+
+    monkeypatch.setattr(SeamNet, "forward", lambda self, seams: odds_of(seams))
+    costs = learned(random_net(), pieces, measured, 3, at_once=7)
+    looked_at = set(shortlist(combined, 3).flatten().tolist())
+    looked_at |= {int(mirror(torch.tensor(one), costs.shape, states)) for one in looked_at}
+    odds = {one: float(odds_of(Seams(noise(1, 1, 1, 1), noise(1, 1, 1, 1),
+                                     measured_at(torch.tensor([one]), measured)))) for one in looked_at}
+    sides: dict[tuple[int, int], list[int]] = {}
+    for one in looked_at:
+        _, d, i, _, _ = np.unravel_index(one, costs.shape)
+        sides.setdefault((int(d), int(i)), []).append(one)
+
+    def surprise(one: int) -> float:
+        _, d, i, _, _ = np.unravel_index(one, costs.shape)
+        rivals = [odds[other] for other in sides[int(d), int(i)]]
+        return float(np.log(np.exp(rivals).sum()) - odds[one])
+
+    for one, (cost, before) in enumerate(zip(costs.flatten().tolist(), combined.flatten().tolist(), strict=True)):
+        _, _, i, j, _ = np.unravel_index(one, costs.shape)
+        if i == j:
+            continue
+        added = 16.0
+        if one in looked_at:
+            added = min(surprise(one) + surprise(int(mirror(torch.tensor(one), costs.shape, states))), added)
+        assert cost == pytest.approx(before + added - 4, abs=1e-2)
+    assert len(looked_at) < 4 * count * (count - 1) * len(states)
+
+
+@pytest.mark.parametrize("flags", [UNCHANGED, ETC])
+def test_the_networks_favourites_come_first(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the seams at a side that measure alike, the one that the network likes best is the cheapest."""
+    states, pieces = states_for(flags), torch.full((1, 4, 3, 3, 3), 0.5)
+    pieces += torch.linspace(0, 1e-4, 4)[:, None, None, None]  # hardly to be told apart but by who knows how
+    measured = tables(pieces, states)
+    mates = {(0, 1), (2, 3)}
+
+    def odds_of(seams: Seams) -> Tensor:
+        one, other = (((side.mean((1, 2, 3)) - 0.5).abs() / 1e-4 * 3).round() for side in (seams.here, seams.there))
+        return torch.tensor([30.0 if (min(a, b), max(a, b)) in mates else 0.0
+                             for a, b in zip(one.tolist(), other.tolist(), strict=True)])
+
+    monkeypatch.setattr(SeamNet, "forward", lambda self, seams: odds_of(seams))
+    costs = learned(random_net(), pieces, measured, 3 * len(states))
+    best = costs[0].amin(3).argmin(2)
+    assert torch.equal(best, torch.tensor([1, 0, 3, 2]).expand(4, -1))
+
+
+def test_a_single_piece_has_no_seams() -> None:
+    for states in (PLAIN, states_for(ETC)):
+        costs = learned(random_net(), noise(2, 1, 3, 4), tables(noise(2, 1, 3, 4), states), 8)
+        assert costs.shape == (2, 4, 1, 1, len(states))
+        assert costs.isfinite().all()
+
+
+# --- questions
+
+@pytest.mark.parametrize("flags", [UNCHANGED, TURNED, ETC])
+@pytest.mark.parametrize("shape", [(12, 16), (4, 8), (8, 4), (8, 8)])
+def test_the_true_neighbour_is_always_among_the_answers(flags: Flags, shape: tuple[int, int]) -> None:
+    states, size = states_for(flags), 4
+    images = crops(3, 16).pixels[:, :, :shape[0], :shape[1]].contiguous()
+    questions = asked(images, size, states, 2**30)
+    rows, columns = shape[0] // size, shape[1] // size
+    assert len(questions) == 3 * 2 * (rows * (columns - 1) + (rows - 1) * columns)
+    right = questions.seams.gather(1, questions.answer[:, None])[:, 0]
+    n, d, i, j, r = torch.unravel_index(right, questions.sides.shape)
+    assert (r == 0).all()
+    step = torch.tensor([[0, 1], [0, -1], [1, 0], [-1, 0]])[d]
+    assert torch.equal(torch.stack([i // columns, i % columns], 1) + step, torch.stack([j // columns, j % columns], 1))
+    assert len(right.unique()) == len(questions)
+    asker = torch.unravel_index(questions.seams, questions.sides.shape)
+    for part, one in zip(asker[:3], (n, d, i), strict=True):  # all answers are about one side of one piece
+        assert (part == one[:, None]).all()
+    assert (questions.seams.sort(1).values.diff(dim=1) != 0).all()  # and each is given once
+    assert questions.seams.shape[1] == min(LOOKED_AT, (rows * columns - 1) * len(states))
+    real = cut(images, size)
+    seams, answer = questions.at(torch.arange(len(questions)))
+    there = seams.there.view(len(questions), -1, *seams.there.shape[1:])[torch.arange(len(questions)), answer]
+    expected = torch.stack([torch.from_numpy(looking_right(real[a, b].numpy(), int(c)).copy())
+                            for a, b, c in zip(n, j, d, strict=True)])
+    torch.testing.assert_close(there, expected, atol=1e-3, rtol=0)  # kept in half precision
+
+
+@pytest.mark.parametrize("flags", [UNCHANGED, MIXED])
+def test_the_cheapest_are_asked_for_and_their_costs_told(flags: Flags) -> None:
+    states, images = states_for(flags), crops(2, 16).pixels
+    questions = asked(images, 4, states, 2**30)
+    measured = tables(cut(images, 4), states)
+    costs = measured.combined().flatten()
+    expected = measured_at(questions.seams.flatten(), measured).view(questions.measured.shape)
+    torch.testing.assert_close(questions.measured.float(), expected, atol=0.02, rtol=0)
+    _, d, i, _, _ = torch.unravel_index(questions.seams[:, 0], questions.sides.shape)
+    n = torch.unravel_index(questions.seams[:, 0], questions.sides.shape)[0]
+    best = measured.combined()[n, d, i].flatten(1).sort(1).values[:, : LOOKED_AT - 1]
+    found = costs[questions.seams].sort(1).values
+    torch.testing.assert_close(found[:, : LOOKED_AT - 1], torch.minimum(best, found[:, : LOOKED_AT - 1]))
+
+
+def test_small_tables_ask_the_same_and_a_few_images_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = crops(5, 16).pixels
+    whole = asked(images, 4, PLAIN, 2**30)
+    monkeypatch.setattr(_seam_prior, "_TABLE", 1)
+    parts = asked(images, 4, PLAIN, 2**30)
+    assert torch.equal(whole.seams, parts.seams)
+    assert torch.equal(whole.answer, parts.answer)
+    assert torch.equal(whole.sides.given, parts.sides.given)
+    seams = 4 * 16 * LOOKED_AT
+    for most, images_of in ((1, 1), (3 * seams, 3), (3 * seams + 1, 3), (10**9, 5)):
+        assert len(asked(images, 4, PLAIN, most).sides.given) == images_of
+
+
+def test_varied_seams_keep_their_answers() -> None:
+    """Both sides of a seam undergo the same, so that equal pixels stay equal."""
+    pixels = torch.rand(6, 3, 4, COLUMNS, generator=generator(0))
+    one, answer = Seams(pixels, pixels.clone(), torch.rand(6, MEASURED)), torch.arange(2)
+    seen, rng = set(), generator(1)
+    for _ in range(64):
+        found, same = varied((one, answer), rng)
+        assert torch.equal(found.here, found.there)
+        assert torch.equal(found.measured, one.measured)
+        assert torch.equal(same, answer)
+        looks = [(flip, colours, negative) for flip, colours, negative in itertools.product(
+            (False, True), itertools.permutations(range(3)), (False, True))
+            if torch.equal(found.here, changed(pixels, flip, colours, negative))]
+        assert len(looks) == 1
+        seen.add(looks[0])
+    assert len(seen) > 12
+
+
+def changed(pixels: Tensor, flip: bool, colours: tuple[int, ...], negative: bool) -> Tensor:
+    found = (pixels.flip(2) if flip else pixels)[:, list(colours)]
+    return 1 - found if negative else found
+
+
+# --- learning
+
+def test_the_loss_falls_on_few_seams() -> None:
+    questions = asked(crops(2, 16).pixels, 4, PLAIN, 2**30)
+    net, rows = random_net().train(), torch.arange(len(questions))
+    optimiser = torch.optim.Adam(net.parameters(), 1e-2)
+    losses = []
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss = loss_of(net, questions.at(rows))
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+        assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
+    assert losses[-1] < 0.5 * losses[0]
+    recall = recalls(net, questions).tolist()
+    assert recall[1] > recall[0]
+
+
+def test_recall_is_the_share_of_right_answers() -> None:
+    questions = asked(crops(3, 16).pixels, 4, PLAIN, 2**30)
+    net = random_net()
+    cheapest = questions.measured[..., :2].float().sum(2).argmin(1) == questions.answer
+    with torch.no_grad():
+        odds = torch.cat([net(questions.at(torch.tensor([row]))[0])[None] for row in range(len(questions))])
+    likeliest = odds.argmax(1) == questions.answer
+    torch.testing.assert_close(recalls(net, questions), torch.stack([cheapest, likeliest]).float().mean(1))
+
+
+def prior_of(flags: Flags, size: int = 8, steps: int = 6, width: int = 8) -> SeamPrior:
+    return SeamPrior(size, *flags, steps, width, 4e-3)
+
+
+@pytest.mark.parametrize("flags", [UNCHANGED, ETC])
+def test_a_prior_learns_from_crops_of_photographs(flags: Flags) -> None:
+    public, private = crops(40, 32), crops(2, 32, "private")
+    view = view_of(private, public, "patch-shuffle", {"patch": 8}, "image")
+    prior, before = prior_of(flags), torch.random.get_rng_state()
+    found, again = (prior.train(view.only(prior.needs), generator(3)) for _ in range(2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert found.keys() == again.keys()
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    assert found["objective"].shape == (6,)
+    assert found["objective"].isfinite().all()
+    assert ((found["recall"] >= 0) & (found["recall"] <= 1)).all()
+    better = {**found, "recall": torch.tensor([0.5, 0.6])}
+    net = prior.load(better, 3)
+    assert net is not None
+    assert not net.training
+    kept = asked(public.pixels[held_out(40)], 8, states_for(flags), 2**30)
+    torch.testing.assert_close(recalls(net, kept), found["recall"])
+    with torch.no_grad():
+        loss = float(loss_of(net, kept.at(torch.arange(len(kept)))))
+    assert loss == pytest.approx(float(found["objective"].min()), abs=1e-3)
+
+
+def test_a_network_that_finds_no_more_neighbours_is_not_used() -> None:
+    prior, net = prior_of(UNCHANGED), random_net()
+    weights = {f"net.{name}": value for name, value in net.state_dict().items()}
+    for recall, used in (([0.5, 0.5], False), ([0.5, 0.4], False), ([0.0, 0.0], False), ([0.5, 0.51], True)):
+        loaded = prior.load({**weights, "objective": torch.zeros(1), "recall": torch.tensor(recall)}, 3)
+        assert (loaded is not None) is used
+        if loaded is not None:
+            assert all(torch.equal(value, net.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_images_that_decide_are_not_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    public = crops(12, 16)
+    seen: list[Tensor] = []
+
+    def watched(images: Tensor, size: int, states: States, most: int) -> Questions:
+        seen.append(images)
+        return asked(images, size, states, most)
+
+    monkeypatch.setattr(_seam_prior, "asked", watched)
+    view = view_of(public[:2], public, "patch-shuffle", {"patch": 4}, "image")
+    prior_of(UNCHANGED, 4, 2).train(view, generator(0))
+    assert torch.equal(seen[0], public.pixels[held_out(12)])
+    assert torch.equal(seen[1], public.pixels[learnt(12)])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_handful_of_public_images_is_no_error(count: int) -> None:
+    view = view_of(crops(2, 16), crops(count, 16), "patch-shuffle", {"patch": 8}, "image")
+    found = prior_of(UNCHANGED, 8, 3).train(view, generator(0))
+    assert all(value.isfinite().all() for value in found.values())
+
+
+@pytest.mark.slow
+def test_learning_finds_more_neighbours_of_small_pieces() -> None:
+    """Pieces of 4 pixels say little by what is measured; on images that it has not seen the network finds more."""
+    public = crops(400, 32)
+    view = view_of(public[:2], public, "patch-shuffle", {"patch": 4}, "image")
+    prior = replace(prior_of(UNCHANGED, 4, 200, 32), rate=8e-3)
+    found = prior.train(view, generator(0))
+    measured, known = found["recall"].tolist()
+    assert known > measured + 0.04
+    net = prior.load(found, 3)
+    assert net is not None
+    fresh = asked(crops(60, 32, "private").pixels, 4, PLAIN, 2**30)
+    share = recalls(net, fresh)
+    assert share[1] > share[0] + 0.02
+
+
+def test_seams_of_photographs_are_told_by_what_is_measured_alone() -> None:
+    """The network starts from the measured costs: before it has learnt, it agrees with them more often than not."""
+    pieces, _, _ = scrambled(photos(1, 64, 64), 16, PLAIN)
+    measured = tables(pieces, PLAIN)
+    found = learned(random_net(seed=1), pieces, measured, 6)
+    agree = found[0, ..., 0].argmin(2) == measured.combined()[0, ..., 0].argmin(2)
+    assert agree.double().mean() > 0.7
