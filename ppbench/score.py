@@ -298,14 +298,17 @@ def _spread(sheet: Sheet, rng: torch.Generator) -> None:
 
 
 def _score_pieces(pieces: Pieces | None, estimates: Tensor, private: Tensor, sheet: Sheet) -> None:
-    """Add how much of a puzzle was put together, where blocks were moved and the estimates are made of them."""
+    """Add how much of a puzzle was put together, where blocks were moved and estimates are made of them.
+
+    Where only some are, the others count as nothing.
+    """
     if pieces is None or not pieces.moved:
         return
     found = puzzle_scores(estimates, private, pieces)
     made = int((~found["piece_direct"].isnan()).sum())
     if made:
         sheet.per_image.update(found)
-        sheet.values.update({name: float(scores.nanmean()) for name, scores in found.items()})
+        sheet.values.update({name: float(scores.nan_to_num().mean()) for name, scores in found.items()})
     if 0 < made < len(estimates):
         sheet.notes.append(f"pieces: {len(estimates) - made} of {len(estimates)} estimates are not made of the blocks")
 

@@ -17,7 +17,7 @@ from ppbench.puzzle import puzzle_scores
 from ppbench.seeding import generator
 
 Flags = tuple[bool, bool, bool]  # turned, negated, recoloured
-FLAGS: list[Flags] = list(itertools.product((False, True), repeat=3))
+FLAGS: list[Flags] = [(a, b, c) for a, b, c in itertools.product((False, True), repeat=3)]
 UNCHANGED, TURNED, ETC = FLAGS[0], FLAGS[4], FLAGS[7]
 
 

@@ -62,5 +62,10 @@ def test_the_thumbnail_in_mixup_leaks(rows: Rows) -> None:
     assert float(rows["mixup", "vit-inverter"]["leakage_ssim_low"]) > 0.3
 
 
+def test_a_shuffle_of_pixels_under_one_key_falls_to_statistics_and_the_jigsaw(rows: Rows) -> None:
+    assert float(rows["block-scrambling", "jigsaw"]["leakage_ssim_low"]) > 0.9
+    assert float(rows["block-scrambling", "jigsaw"]["piece_neighbour"]) > 0.9
+
+
 def test_patch_shuffle_falls_to_the_jigsaw(rows: Rows) -> None:
     assert float(rows["patch-shuffle", "jigsaw"]["leakage_ssim_low"]) > 0.2

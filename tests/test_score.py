@@ -258,12 +258,13 @@ def test_an_unordered_set_of_puzzles_is_scored_after_the_assignment() -> None:
     assert sheet_of(Reconstruction(PRIVATE[order]), groups=["pieces"], pieces=MOVED).values == {}
 
 
-def test_estimates_that_are_no_puzzles_are_left_out_of_the_mean() -> None:
-    blurred = torch.cat([torch.nn.functional.avg_pool2d(PRIVATE[:2], 3, 1, 1), shuffled(PRIVATE)[2:]])
+def test_beside_puzzles_other_estimates_count_as_nothing() -> None:
+    blurred = torch.cat([torch.nn.functional.avg_pool2d(PRIVATE[:2], 3, 1, 1), PRIVATE[2:]])
     sheet = sheet_of(Reconstruction(blurred), groups=["pieces"], pieces=MOVED)
     assert sheet.per_image["piece_direct"].isnan().tolist() == [True] * 2 + [False] * 4
-    assert sheet.values["piece_direct"] == pytest.approx(sheet.per_image["piece_direct"][2:].mean().item())
-    assert sheet.values["piece_neighbour"] < 0.5
+    assert sheet.per_image["piece_direct"][2:].eq(1).all()
+    assert sheet.values["piece_direct"] == pytest.approx(4 / 6)
+    assert sheet.values["piece_neighbour"] == pytest.approx(4 / 6)
     assert sheet.notes == [f"pieces: 2 of {TARGETS} estimates are not made of the blocks"]
 
 

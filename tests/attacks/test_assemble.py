@@ -29,7 +29,7 @@ from ppbench.attacks._assemble import _puzzle, assemble
 from ppbench.attacks._boards import Boards, board_costs, direct_score, in_order, neighbour_score, stacked
 from ppbench.attacks._repair import repaired
 from ppbench.attacks._seams import combo, tables
-from ppbench.attacks._seed_boards import _framed, _joined, _least_absolute, linear_seed, loop_seed, seed_boards
+from ppbench.attacks._seed_boards import _best, _framed, _joined, _least_absolute, linear_seed, loop_seed, seed_boards
 from ppbench.attacks._solver import (
     BELOW,
     RIGHT,
@@ -244,6 +244,8 @@ def test_restarts_beyond_the_effort_are_left_out() -> None:
     assert torch.equal(one.pieces, cut_short.pieces)
     assert (board_costs(costs, PLAIN, many) <= board_costs(costs, PLAIN, one) + 1e-3).all()
     assert not torch.equal(many.pieces, one.pieces)
+    none = assemble(costs, (3, 4), generator(0), Search(restarts=0, effort=1, loops=0))  # but one there must be
+    assert torch.equal(none.pieces, one.pieces)
 
 
 def test_a_pair_that_both_parents_have_is_preferred() -> None:
@@ -392,6 +394,17 @@ def test_half_a_checkerboard_that_was_shuffled_is_mended(flags: Flags, grid: Gri
         assert (repaired(puzzle, board) == right).all()
 
 
+def test_places_count_in_mending() -> None:
+    """Where seams cost nothing, the pieces of either half are dealt out as cheaply as they can be."""
+    for seed in range(5):
+        places, board = torch.randn(6, 6, generator=generator(seed)), np.random.default_rng(seed).permutation(6)
+        found = repaired(puzzle_of(torch.zeros(4, 6, 6, 1), (2, 3), PLAIN, places), board.reshape(2, 3)).flatten()
+        for half in ([0, 2, 4], [1, 3, 5]):
+            least = min(sum(float(places[piece, place]) for piece, place in zip(order, half, strict=True))
+                        for order in itertools.permutations(board[half].tolist()))
+            assert sum(float(places[found[place], place]) for place in half) == pytest.approx(least, abs=1e-4)
+
+
 def test_both_halves_of_the_checkerboard_are_mended() -> None:
     truth = random_boards(1, (6, 6), PLAIN)
     puzzle, right = puzzle_of(near_truth(truth, PLAIN, 0)[0], (6, 6)), nodes(truth, PLAIN)
@@ -405,7 +418,7 @@ def test_both_halves_of_the_checkerboard_are_mended() -> None:
 @settings(max_examples=30, deadline=None)
 def test_mending_never_costs_more(flags: Flags, rows: int, columns: int, unary: bool, seed: int) -> None:
     states, grid, pieces = states_for(flags), (rows, columns), rows * columns
-    places = torch.randn(pieces, pieces, generator=generator(seed)) if unary else None
+    places = torch.randn(pieces, pieces, generator=generator(seed)) * 9 if unary else None
     puzzle = puzzle_of(random_costs(1, pieces, states, seed)[0], grid, states, places)
     board = nodes(random_boards(1, grid, states, seed), states)
     before = board.copy()
@@ -487,6 +500,14 @@ def test_only_the_seeds_that_were_asked_for_are_made() -> None:
     assert seed_boards(turned, Search(linear=1)).shape == (0, 4, 4)
     pair = puzzle_of(torch.zeros(4, 2, 2, 1), (1, 2))
     assert seed_boards(pair, Search()).shape == (0, 1, 2)
+
+
+def test_the_best_neighbours_on_all_four_sides_are_listed_where_they_fit_well() -> None:
+    right, below = np.full((3, 3), 9.0), np.full((3, 3), 9.0)
+    right[0, 1], right[0, 2], right[1, 2] = -3, -1, 2  # 1 fits nothing to its right well
+    below[2, 0], below[1, 0] = -5, -6
+    found = _best({RIGHT: right, BELOW: below})
+    assert sorted(found.tolist()) == [[0, 1, RIGHT], [0, 2, RIGHT], [1, 0, BELOW], [2, 0, BELOW]]
 
 
 def test_the_frame_holds_as_many_as_it_can_and_of_two_at_one_place_the_first() -> None:
