@@ -80,8 +80,10 @@ class Jigsaw(Attack):
             return {}
         flags = (pieces.turned, pieces.negated, pieces.recoloured)
         found: dict[str, Prior] = {}
-        check_size(_grid(view, pieces), states_of(pieces, view.released_shape[0]))
-        if self.steps and not any(flags) and _fewest(view) < _ENOUGH:  # with states, it misled more than it helped
+        grid = _grid(view, pieces)
+        check_size(grid, states_of(pieces, view.released_shape[0]))
+        alone = _fewest(view) < _ENOUGH and grid != (1, 1)
+        if self.steps and alone and not any(flags):  # with states, it misled more than it helped
             found["seams"] = SeamPrior(pieces.size, self.steps, self.width, self.rate)
         if self.steps and any(flags):
             found["upright"] = UprightPrior(*flags, self.steps)
