@@ -105,8 +105,8 @@ def test_each_shared_artefact_is_computed_once(tiny_npz: Path, tmp_path: Path) -
     # One release a defense and the plain one, whose victim is that of `none`.
     assert result.computed["release"] == 4
     assert result.computed["victim"] == 3 * (1 + 1)
-    # The blind attack's guess for SSIM is the floor's own; the other is the floor's for identification.
-    assert result.computed["prior"] == 2
+    # The blind attack's guess for SSIM is the floor's own; then the floor's for identification, and jigsaw's network.
+    assert result.computed["prior"] == 3
 
 
 @pytest.mark.parametrize("kind", ["split", "keys", "release", "start", "victim", "view", "prior", "attack", "score"])

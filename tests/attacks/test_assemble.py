@@ -33,15 +33,18 @@ from ppbench.attacks._seed_boards import _best, _framed, _joined, _least_absolut
 from ppbench.attacks._solver import (
     BELOW,
     RIGHT,
+    Canvas,
     Kin,
     Puzzle,
     Search,
+    _appraise,
     _gain,
     _hold,
     _relate,
     _restate,
     _worth,
     board_cost,
+    solve,
 )
 from ppbench.attacks._states import PLAIN, States
 from ppbench.blocks import cut, permutations, permute_rows
@@ -207,7 +210,7 @@ def test_scrambled_photos_are_rebuilt(flags: Flags, height: int, width: int, gre
     images = (images.mean(1, keepdim=True) * 255).round() / 255 if grey else images
     states, grid = states_for(flags, images.shape[1]), (height // 16, width // 16)
     pieces, _, _ = scrambled(images, 16, states)
-    boards = assemble(combo(pieces, states), grid, generator(0), Search(restarts=4, patience=50), states)
+    boards = assemble(combo(pieces, states), grid, generator(0), Search(), states)
     assert neighbours(rebuilt(pieces, boards, states), images, flags, 16).min() > 0.9
 
 
@@ -215,7 +218,7 @@ def test_scrambled_photos_are_rebuilt(flags: Flags, height: int, width: int, gre
 def test_every_kind_of_cipher_is_undone(flags: Flags) -> None:
     images, states = photos(2, 64, 96), states_for(flags)
     pieces, _, _ = scrambled(images, 16, states)
-    boards = assemble(combo(pieces, states), (4, 6), generator(0), Search(restarts=4, patience=50), states)
+    boards = assemble(combo(pieces, states), (4, 6), generator(0), Search(), states)
     assert neighbours(rebuilt(pieces, boards, states), images, flags, 16).min() > 0.9
 
 
@@ -257,6 +260,30 @@ def test_a_pair_that_both_parents_have_is_preferred() -> None:
     seams = puzzle.costs[RIGHT, 4, 1, 0] + puzzle.costs[BELOW, 2, 1, 0]
     assert _worth(puzzle, Kin(mates, 0.0), around, 1, 0.0, state) == pytest.approx(seams, rel=1e-6)
     assert _worth(puzzle, Kin(mates, 0.5), around, 1, 0.0, state) == pytest.approx(seams - 3 * 0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("flags", [UNCHANGED, ETC])
+def test_what_a_parent_has_there_is_tried_though_it_is_not_among_the_best(flags: Flags) -> None:
+    states, grid = states_for(flags), (2, 3)
+    puzzle = puzzle_of(random_costs(1, 6, states, 0)[0], grid, states, near=1)
+    mask, far, own = len(states) - 1, 3 * 7 + 3, 5 % len(states)
+    lying, place = 4 << states.bits | own, far + 1
+    face = int(states.face[own, RIGHT])
+    best = int(puzzle.near[face, 4, 0])
+    mate = (best >> states.bits) % 3 << states.bits | mask  # another piece than the best, in the last state
+    mate = mate if mate >> states.bits != best >> states.bits else 5 << states.bits | mask
+    for bonus, seen in ((0.0, best), (99.0, mate)):
+        canvas = Canvas(np.full(49, -1), np.zeros(6, np.bool_), np.array([3, 3, 3, 3]), np.zeros(49),
+                        np.zeros(49, np.int64), np.zeros(99), np.zeros(99, np.int64))
+        canvas.node[far], canvas.taken[4] = lying, True
+        mates = np.full((2, 4, 6), -1)
+        mates[1, face, 4] = mate
+        _appraise(puzzle, canvas, Kin(mates, bonus), Search(contact=4.0), place, 0.0, np.ones(1, np.uint64))
+        piece, state = seen >> states.bits, seen & ((1 << states.bits) - 1)
+        node = piece << states.bits | int(states.product[own, state])
+        assert canvas.choice[place] == node
+        cost = puzzle.costs[face, 4, piece, state] - 4 - bonus
+        assert canvas.price[place] == pytest.approx(cost, abs=1e-3)
 
 
 @pytest.mark.parametrize("flags", [TURNED, ETC])
@@ -488,6 +515,24 @@ def test_hopeless_puzzles_get_parts_of_boards_or_nothing(grid: Grid, kind: str) 
         assert (loop_seed(puzzle) == -1).all()  # a loop takes four
     found = assemble(costs, grid, generator(0), Search(linear=1, repair=1, anneal=2))
     assert found.pieces.flatten().sort().values.tolist() == list(range(pieces))
+
+
+def test_boards_are_grown_from_seeds() -> None:
+    """A seed that no single growth finds is never made worse, and most of it is enough to find it again."""
+    truth = random_boards(1, (4, 4), PLAIN)
+    costs = random_costs(8, 16, PLAIN, 0)
+    good = assemble(costs, (4, 4), generator(0), HARD)
+    cost = board_costs(costs, PLAIN, good)
+    little = Search(restarts=1, effort=1, weak=1000.0)
+    for n in range(8):
+        puzzle, seed = puzzle_of(costs[n], (4, 4)), np.uint64(n + 1)
+        alone = solve(puzzle, little, np.empty((0, 4, 4), np.int64), seed)
+        grown = solve(puzzle, little, good.pieces[n:n + 1].numpy(), seed)
+        assert board_cost(puzzle, alone) > float(cost[n]) + 1
+        assert board_cost(puzzle, grown) == pytest.approx(float(cost[n]), abs=1e-3)
+    part, easy = truth.pieces.clone().numpy(), puzzle_of(near_truth(truth, PLAIN, 0)[0], (4, 4))
+    part[0, 0], part[0, 3, 1:] = -1, -1
+    assert (solve(easy, little, part, np.uint64(1)) == nodes(truth, PLAIN)).all()
 
 
 def test_only_the_seeds_that_were_asked_for_are_made() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jigsaw_pieces import crops, neighbours
 from release_views import attacked, cifar, natural, view_of
 
 from ppbench.attacks._key_chosen import chosen, drawn
@@ -165,8 +166,6 @@ def test_one_known_photograph_gives_the_key(preset: Any, block: int) -> None:
     assert sum(right) >= 19
 
 
-
-
 @given(st.integers(0, 2**32))
 def test_signs_are_found_up_to_all_of_them(seed: int) -> None:
     rng = generator(seed)
@@ -236,6 +235,16 @@ def test_without_pairs_or_public_images_nothing_is_decrypted() -> None:
     assert attacked(KeyRecovery(statistics=False), view).note == "as released: no pairs"
     own = view_of(PRIVATE, PUBLIC, "block-scrambling", {"preset": "ele"}, "global")
     assert "the statistics of the release do not tell the key" in attacked(KeyRecovery(), own).note
+
+
+@pytest.mark.parametrize("block", [4, 8])
+def test_blocks_are_put_together_where_statistics_tell_their_pixels(block: int) -> None:
+    """The places are a permutation of the blocks: each is there once, up to what so few images leave open."""
+    private, public = crops(100, 32, "private"), crops(400, 32)
+    found = attacked(KeyRecovery(), view_of(private, public, "block-scrambling", {"block": block}, "global"))
+    assert "by the statistics of 100 images" in found.note
+    scores = neighbours(found.images, private.pixels, (True, False, True), block)  # turned, and in other colours
+    assert scores.nan_to_num().mean() > 0.99
 
 
 @pytest.mark.real

@@ -170,7 +170,7 @@ def test_learned_costs_add_the_surprise_at_a_seam(flags: Flags, monkeypatch: pyt
     combined = measured.combined()
 
     def odds_of(seams: Seams) -> Tensor:
-        return -0.7 * seams.measured[:, 0] + 3 * (seams.measured[:, 1] * 5).sin()
+        return -0.7 * seams.measured[:, 0] + 9 * (seams.measured[:, 1] * 5).sin()
 
     monkeypatch.setattr(SeamNet, "forward", lambda self, seams: odds_of(seams))
     costs = learned(random_net(), pieces, measured, 3, at_once=7)
@@ -188,6 +188,7 @@ def test_learned_costs_add_the_surprise_at_a_seam(flags: Flags, monkeypatch: pyt
         rivals = [odds[other] for other in sides[int(d), int(i)]]
         return float(np.log(np.exp(rivals).sum()) - odds[one])
 
+    assert max(surprise(one) + surprise(int(mirror(torch.tensor(one), costs.shape, states))) for one in looked_at) > 17
     for one, (cost, before) in enumerate(zip(costs.flatten().tolist(), combined.flatten().tolist(), strict=True)):
         _, _, i, j, _ = np.unravel_index(one, costs.shape)
         if i == j:
@@ -324,15 +325,17 @@ def test_the_loss_falls_on_few_seams() -> None:
     assert recall[1] > recall[0]
 
 
-def test_recall_is_the_share_of_right_answers() -> None:
+@pytest.mark.parametrize("trust", [-0.4, -0.6])
+def test_recall_is_the_share_of_right_answers(trust: float) -> None:
     """By what is measured, and by that less twice the odds: what a seam costs, up to what its rivals have in common."""
     questions, net = asked(crops(3, 16).pixels, 4, PLAIN, 2**30), random_net()
-    measured = questions.measured[..., :2].float().sum(2)
-    cheapest = measured.argmin(1) == questions.answer
     with torch.no_grad():
+        net.trust.fill_(trust)
         odds = torch.cat([net(questions.at(torch.tensor([row]))[0])[None] for row in range(len(questions))])
-    likeliest = (measured - 2 * odds).argmin(1) == questions.answer
+    measured = questions.measured[..., :2].float().sum(2)
+    cheapest, likeliest = (costs.argmin(1) == questions.answer for costs in (measured, measured - 2 * odds))
     torch.testing.assert_close(recalls(net, questions), torch.stack([cheapest, likeliest]).float().mean(1))
+    assert not torch.equal(cheapest, likeliest)
 
 
 def prior_of(size: int = 8, steps: int = 6, width: int = 8) -> SeamPrior:
