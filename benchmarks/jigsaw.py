@@ -115,7 +115,7 @@ def rows(quick: bool) -> Iterator[Row]:
         return
     yield Row("photos 224, 14 px", Pieces(14, True), [plain], family, .92, .96, .70, 1, 6)
     yield Row("photos 224, 8 px", Pieces(8, True), [plain], family, .75, .87, .35, 5, 1)
-    yield Row("Cho 432, 28 px", Pieces(28, True), cho(), family, .97, .97, .70, .5, 2)
+    yield Row("Cho 432, 28 px", Pieces(28, True), cho(), "measured", .97, .97, .70, .5, 2)
     yield Row("photos 224, 16 px, all EtC states", etc, [plain[:50]], "measured", .85, .90, None, 5)
     grid = photos(0, SCORED, off=16)
     yield Row("photos 224, 16 px, cut on the JPEG grid", Pieces(16, True), [grid], family)
