@@ -80,8 +80,8 @@ class Search(NamedTuple):
         draws: a board is broken at all seams as bad as the worst of at most so many that are drawn at random.
         anneal: exchanges that are tried for each piece of the best board at the end, as it cools; 0 = none.
         heat: temperature at which that begins.
-        linear: grow the largest part that a linear program puts together as well (`_linear_seed`); 1 = yes.
-        loops: grow the largest part that is held together by loops of four seams as well (`_loop_seed`); 1 = yes.
+        linear: grow the largest part that a linear program puts together as well (`_seed_boards`); 1 = yes.
+        loops: grow the largest part that is held together by loops of four seams as well (`_seed_boards`); 1 = yes.
         repair: reassign pieces over half of all places at a time at the end (`_repair`); 1 = yes.
     """
 

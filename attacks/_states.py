@@ -23,7 +23,7 @@ class States:
         negative: `[S]` bool.
         colours: `[S, C]` int64: the channel that each channel is taken from.
         product: `[S, S]` int64: the state of a piece in the second state that is then put into the first.
-        relative: `[S, S]` int64: what must follow the first state's undoing to reach the second.
+        relative: `[S, S]` int64: the second state as seen from a piece in the first: product[first, relative] = second.
         face: `[S, 4]` int64: the side of a piece that looks RIGHT, LEFT, BELOW and ABOVE in each state.
         backwards: `[S, 4]` bool: that side then runs the other way, from below up or from the right on.
     """
