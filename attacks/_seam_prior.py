@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppbench.attack import Prior
-from ppbench.attacks._descent import Course, Descent, copied, descend
+from ppbench.attacks._descent import Descent, copied, descend
 from ppbench.attacks._pairs import held_out, learnt
 from ppbench.attacks._seam_net import SeamNet, Seams, Sides, measured_at, shortlist, sides_of
 from ppbench.attacks._seams import tables
@@ -69,7 +69,7 @@ class SeamPrior(Prior):
     rate: float
 
     def train(self, view: View, rng: torch.Generator) -> Tensors:
-        """Return weights (`net.*`), `objective` (held-out losses), and the held-out `recall`.
+        """Return weights (`net.*`), `objective` (held-out losses), and the held-out `recall`; of two or more pieces.
 
         Recall is the share of sides of pieces whose true neighbour costs least: as measured alone, and as learnt.
         """
@@ -78,17 +78,15 @@ class SeamPrior(Prior):
             net = SeamNet(view.image_shape[0], self.width)
             kept = asked(public[held_out(len(public))], self.size, PLAIN, _HELD)
             lessons = asked(public[learnt(len(public))], self.size, PLAIN, _SEAMS)
-            course = Course([], 0, 0)
-            if len(kept) and len(lessons):
-                chunks = torch.arange(len(kept)).split(_BATCH)
+            chunks = torch.arange(len(kept)).split(_BATCH)
 
-                def judge() -> float:
-                    with torch.no_grad():
-                        return sum(float(loss_of(net, kept.at(rows))) * len(rows) for rows in chunks) / len(kept)
+            def judge() -> float:
+                with torch.no_grad():
+                    return sum(float(loss_of(net, kept.at(rows))) * len(rows) for rows in chunks) / len(kept)
 
-                order = shuffled_passes(len(lessons), min(_BATCH, len(lessons)), self.steps, own)
-                course = descend(net, (varied(lessons.at(rows), own) for rows in order),
-                                 lambda some: loss_of(net, some), judge, Descent(self.steps, self.rate))
+            order = shuffled_passes(len(lessons), min(_BATCH, len(lessons)), self.steps, own)
+            course = descend(net, (varied(lessons.at(rows), own) for rows in order),
+                             lambda some: loss_of(net, some), judge, Descent(self.steps, self.rate))
         return {"objective": torch.tensor(course.losses), "recall": recalls(net, kept)} \
             | {f"net.{name}": value for name, value in copied(net).items()}
 
@@ -175,4 +173,4 @@ def recalls(net: SeamNet, kept: Questions) -> Tensor:
         measured = seams.measured[:, :2].sum(-1)
         for which, odds in enumerate((-measured, net(seams) - measured / 2)):
             right[which] += (odds.view(len(answer), -1).argmax(-1) == answer).sum()
-    return right / max(1, len(kept))
+    return right / len(kept)

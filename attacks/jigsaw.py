@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks._arranger import ArrangerPrior, size_of_whole_pieces
-from ppbench.attacks._key_statistics import guess
+from ppbench.attacks._key_statistics import MOST, guess
 from ppbench.attacks._key_structure import structure_of
 from ppbench.attacks._seam_prior import SeamPrior
 from ppbench.attacks._solver import Search
@@ -135,7 +135,7 @@ class Jigsaw(Attack):
             rest = keys == key
             rest[targets] = False
             rows = torch.cat([targets[mine], rest.nonzero()[:, 0]])
-            images, note = _pixels_back(view, pieces, rows, rng)
+            images, note = _pixels_back(view, pieces, rows, max(int(mine.sum()), self.joint), rng)
             blocks = cut(images, pieces.size)
             board = solver.together(blocks[: self.joint], _grid(view, pieces), rng)
             blocks = blocks[: int(mine.sum())]
@@ -169,17 +169,20 @@ def _fewest(view: View) -> int:
     return 1 if keys is None else int(keys.unique(return_counts=True)[1].min())
 
 
-def _pixels_back(view: View, pieces: Pieces, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, str]:
-    """Return released images of one key, their pixels put back inside the blocks where all are shuffled alike."""
-    images = view.release.images[rows]
+def _pixels_back(view: View, pieces: Pieces, rows: Tensor, wanted: int, rng: torch.Generator) -> tuple[Tensor, str]:
+    """Return the first `wanted` released images of one key, their pixels put back where all blocks are shuffled alike.
+
+    All images of the key tell how, as far as memory allows.
+    """
     if pieces.pixels == "kept":
-        return images, ""
+        return view.release.images[rows[:wanted]], ""
     structure = structure_of(view.algorithm, view.image_shape)
     if pieces.pixels == "shared" and structure is not None and "public" in view.granted:
-        levels = structure.levels(images)
+        most = max(wanted, MOST // (structure.blocks * structure.values))
+        levels = structure.levels(view.release.images[rows[:most]])
         found = guess(structure, levels, structure.levels(view.public.pixels), rng)
         if found is not None:
             key, fit = found
-            return (structure.image_of(key.decrypt(levels, structure.top)),
-                    f"pixels by the statistics of {len(images)} images: correlations agree to {fit:.4f}")
-    return images, "pixels inside pieces are shuffled: seams carry nothing"
+            return (structure.image_of(key.decrypt(levels[:wanted], structure.top)),
+                    f"pixels by the statistics of {len(levels)} images: correlations agree to {fit:.4f}")
+    return view.release.images[rows[:wanted]], "pixels inside pieces are shuffled: seams carry nothing"
