@@ -13,6 +13,7 @@ COLUMNS = 4  # on each side of the seam; pieces of fewer are continued as they e
 MEASURED = 4  # figures that are measured at every seam
 _MOST = 16.0  # surprise at a seam, also at all that are not looked at
 _LEAST = 4.0  # surprise that adds nothing to a cost, so that good seams lie below 0
+_WEIGHT = 0.5  # of surprise: the network errs where what is measured is right
 
 
 class Seams(NamedTuple):
@@ -131,8 +132,8 @@ def shortlist(combined: Tensor, most: int) -> Tensor:
 def learned(net: SeamNet, pieces: Tensor, tables: Tables, most: int, at_once: int = 2**14) -> Tensor:
     """Return log costs `[N, 4, P, P, S]`, for which the network looks at the `most` best seams of every side.
 
-    To the measured cost of a seam comes the surprise at it: the negative logarithm of the probabilities, among the
-    seams looked at, that it is the right one for the one piece and for the other.
+    To the measured cost of a seam comes half the surprise at it: the negative logarithm of the probabilities, among
+    the seams looked at, that it is the right one for the one piece and for the other.
     """
     combined, states = tables.combined(), tables.states
     sides = sides_of(pieces, states)
@@ -148,6 +149,6 @@ def learned(net: SeamNet, pieces: Tensor, tables: Tables, most: int, at_once: in
     theirs = sums[n, states.face[r, OPPOSITE[d]], j]
     surprise = torch.full(combined.shape, _MOST)
     surprise.view(-1)[seams] = (sums[n, d, i] + theirs - 2 * odds[seams]).clamp(max=_MOST)
-    costs = combined.add_(surprise).sub_(_LEAST)
+    costs = combined.add_(surprise.sub_(_LEAST), alpha=_WEIGHT)
     costs.diagonal(dim1=2, dim2=3).fill_(2 * LIMIT)
     return costs

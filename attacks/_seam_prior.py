@@ -12,17 +12,23 @@ from ppbench.attacks._descent import Descent, copied, descend
 from ppbench.attacks._pairs import held_out, learnt
 from ppbench.attacks._seam_net import SeamNet, Seams, Sides, measured_at, shortlist, sides_of
 from ppbench.attacks._seams import tables
+from ppbench.attacks._solver import Search
+from ppbench.attacks._solving import Solver
 from ppbench.attacks._states import ABOVE, BELOW, LEFT, PLAIN, RIGHT, States
-from ppbench.blocks import cut
+from ppbench.blocks import cut, join
 from ppbench.codec import Tensors
+from ppbench.defense import Pieces
 from ppbench.minibatches import shuffled_passes
-from ppbench.seeding import seeded
+from ppbench.puzzle import puzzle_scores
+from ppbench.seeding import generator, seeded
 from ppbench.view import View
 
 LOOKED_AT = 8  # seams at every side of a piece
 _SEAMS = 2**22  # in what is learnt from
 _HELD = 2**16  # in what decides
 _BATCH = 320  # sides of pieces
+_PIECES = 2**13  # in the puzzles that are solved to decide
+_SEARCH = Search(effort=2**16)  # for each of them
 _TABLE = 2**24  # entries of the tables of all seams that are held at a time
 _TABLES = 2**28  # that are worked out at all
 
@@ -69,9 +75,11 @@ class SeamPrior(Prior):
     rate: float
 
     def train(self, view: View, rng: torch.Generator) -> Tensors:
-        """Return weights (`net.*`), `objective` (held-out losses), and the held-out `recall`; of two or more pieces.
+        """Return weights (`net.*`), `objective`, `recall` and `solved`, of images held out; of two or more pieces.
 
-        Recall is the share of sides of pieces whose true neighbour costs least: as measured alone, and as learnt.
+        `recall` `[2]` is the share of sides of pieces whose true neighbour costs least, `solved` `[2, n]` the share of
+        neighbours that is found when n images are put together: as measured alone, and as learnt. Without a gain in
+        the former there is nothing to solve: 0.
         """
         public = view.public.pixels.cpu()
         with torch.enable_grad(), seeded(int(torch.randint(2**62, (), generator=rng))) as own:
@@ -87,13 +95,18 @@ class SeamPrior(Prior):
             order = shuffled_passes(len(lessons), min(_BATCH, len(lessons)), self.steps, own)
             course = descend(net, (varied(lessons.at(rows), own) for rows in order),
                              lambda some: loss_of(net, some), judge, Descent(self.steps, self.rate))
-        return {"objective": torch.tensor(course.losses), "recall": recalls(net, kept)} \
+            net.eval()
+            recall, solved = recalls(net, kept), torch.zeros(2, 1)
+            if recall[1] > recall[0]:
+                some = _few(public[held_out(len(public))], self.size)
+                alike = int(torch.randint(2**62, (), generator=own))
+                solved = torch.stack([neighbours(some, self.size, one, generator(alike)) for one in (None, net)])
+        return {"objective": torch.tensor(course.losses), "recall": recall, "solved": solved} \
             | {f"net.{name}": value for name, value in copied(net).items()}
 
     def load(self, found: Tensors, channels: int) -> SeamNet | None:
-        """Rebuild what `train` found; None where it finds fewer true neighbours than what is measured."""
-        measured, learnt_ = found["recall"].tolist()
-        if not learnt_ > measured:
+        """Rebuild what `train` found; None where it puts together no more than what is measured, or by chance."""
+        if not helps(found["solved"]):
             return None
         with seeded(0):
             net = SeamNet(channels, self.width)
@@ -171,6 +184,26 @@ def recalls(net: SeamNet, kept: Questions) -> Tensor:
     for rows in torch.arange(len(kept)).split(_BATCH):
         seams, answer = kept.at(rows)
         measured = seams.measured[:, :2].sum(-1)
-        for which, odds in enumerate((-measured, net(seams) - measured / 2)):
+        for which, odds in enumerate((-measured, net(seams) - measured)):  # up to what the rivals have in common
             right[which] += (odds.view(len(answer), -1).argmax(-1) == answer).sum()
     return right / len(kept)
+
+
+def neighbours(images: Tensor, size: int, net: SeamNet | None, rng: torch.Generator) -> Tensor:
+    """Return the share of neighbours that is found when the pieces of images `[n, C, H, W]` are shuffled: `[n]`."""
+    solver, pieces = Solver(_SEARCH, net=net), cut(images, size)
+    boards = solver.each(pieces, (images.shape[2] // size, images.shape[3] // size), rng)
+    found = join(solver.laid(pieces, boards), (images.shape[1], images.shape[2], images.shape[3]))
+    return puzzle_scores(found, images, Pieces(size, True))["piece_neighbour"].float()
+
+
+def helps(solved: Tensor) -> bool:
+    """Say whether the second of two rows of shares `[2, n]` is the larger by more than the standard error."""
+    gain = solved[1] - solved[0]
+    error = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
+    return float(gain.mean()) > error
+
+
+def _few(images: Tensor, size: int) -> Tensor:
+    """Return the first images, with about so many pieces in all."""
+    return images[: max(1, _PIECES // (images.shape[2] // size * (images.shape[3] // size)))]

@@ -15,6 +15,7 @@ from ppbench.attacks._seam_prior import SeamPrior
 from ppbench.attacks._solving import Solver
 from ppbench.attacks._states import States, states_of
 from ppbench.blocks import cut, join, permutations, permute_rows
+from ppbench.codec import Tensors
 from ppbench.data import Images
 from ppbench.defense import Pieces
 from ppbench.puzzle import puzzle_scores
@@ -63,8 +64,8 @@ def cho() -> list[Tensor]:
     return [torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in found]
 
 
-def learn(public: Tensor, pieces: Pieces, steps: int) -> tuple[Solver, float, Tensor]:
-    """Learn what seams look like: a solver, the seconds that took, and held-out recall as measured and as learnt."""
+def learn(public: Tensor, pieces: Pieces, steps: int) -> tuple[Solver, float, Tensors]:
+    """Learn what seams look like: a solver, the seconds that took, and what `SeamPrior` found."""
     rows = torch.arange(len(public))
     view = View(Sealed(granted=frozenset({"public"}), image_shape=(3, *public.shape[2:]),
                        released_shape=(3, *public.shape[2:]), n_targets=1, classes=1,
@@ -72,8 +73,7 @@ def learn(public: Tensor, pieces: Pieces, steps: int) -> tuple[Solver, float, Te
     prior = SeamPrior(pieces.size, steps, 48, 4e-3)
     start = time.perf_counter()
     found = prior.train(view, generator(0))
-    return (Solver(states=states_of(pieces, 3), net=prior.load(found, 3)), time.perf_counter() - start,
-            found["recall"])
+    return Solver(states=states_of(pieces, 3), net=prior.load(found, 3)), time.perf_counter() - start, found
 
 
 def scrambled(images: Tensor, pieces: Pieces, states: States, rng: torch.Generator) -> tuple[Tensor, Boards]:

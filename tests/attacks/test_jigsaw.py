@@ -242,7 +242,7 @@ def test_priors_are_asked_for_what_the_cipher_does() -> None:
 
 
 @pytest.mark.parametrize("better", [False, True])
-def test_a_network_is_used_where_it_finds_more_neighbours(better: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_is_used_where_it_solves_more(better: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
 
     def watched(*given: Any) -> Tensor:
@@ -253,7 +253,7 @@ def test_a_network_is_used_where_it_finds_more_neighbours(better: bool, monkeypa
     view = shuffled_view(photos(2, 64, 64), 16)
     with seeded(0):
         weights = {f"net.{name}": value for name, value in SeamNet(3, 8).state_dict().items()}
-    found = {"objective": torch.zeros(2), "recall": torch.tensor([0.5, 0.9 if better else 0.5]), **weights}
+    found = {"objective": torch.zeros(2), "solved": torch.tensor([[0.5], [0.9 if better else 0.5]]), **weights}
     attack = FEW.run(view, {"seams": found}, generator(0))
     check_reconstruction(attack, view)
     assert bool(used) is better
