@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppbench.attacks import _ridge
 from ppbench.attacks._linear_map import LinearMap, shape_of
-from ppbench.attacks._pairs import HELD, augmented, learnt, with_one_key
+from ppbench.attacks._pairs import augmented, held_out, learnt, with_one_key
 from ppbench.attacks._simulate import Simulated, joined, simulate
 from ppbench.data import Images, Shape
 from ppbench.minibatches import shuffled_passes
@@ -83,13 +83,13 @@ def rehearsal(base: LinearMap, known: int, images: int, batch: int, steps: int, 
 
     Args:
         base: what is learnt from the known pairs.
-        known: number of pairs, every `HELD`th of them held out.
+        known: number of pairs, some of them held out.
         images: at hand, two or more.
         batch: estimates in a step.
         steps: to be taken.
         shape: (C, H, W) of the images.
     """
-    held = -(-known // HELD)
+    held = len(held_out(known))
     some = max(1, min(known - held, images * 7 // 8))
     held = min(held, images - some)
     aside = min(ASIDE, images - some - held)

@@ -10,7 +10,8 @@ from ppbench.attacks._simulate import Simulated, known_pairs
 from ppbench.data import Images
 from ppbench.view import View
 
-HELD = 4  # every so manieth public image is held out
+HELD = 4  # every so manieth public image is held out,
+ENOUGH = 1024  # but not many more than these
 SHIFT = 8  # images are moved by up to one part in so many of their side
 
 
@@ -58,12 +59,16 @@ def moved(view: View) -> bool:
 def learnt(count: int) -> Tensor:
     """Return which of so many images to learn from: all but those held out (a single one is both)."""
     rows = torch.arange(count)
-    return rows[rows % HELD != 0] if count > 1 else rows
+    return rows[rows % _stride(count) != 0] if count > 1 else rows
 
 
 def held_out(count: int) -> Tensor:
     """Return which of so many images decide between estimates."""
-    return torch.arange(0, count, HELD)
+    return torch.arange(0, count, _stride(count))
+
+
+def _stride(count: int) -> int:
+    return max(HELD, count // ENOUGH)
 
 
 def halves(pairs: Simulated) -> tuple[Simulated, Simulated]:

@@ -1,6 +1,7 @@
 """Shared by all tests: a tiny data set, plans over it, and where the real data lies."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from ppbench.cli import main
 from ppbench.plan import Plan
 from ppbench.resolve import make_plan
 from ppbench.runner import Result, RunOptions, run
 from ppbench.suite import validate
 
 torch.set_num_threads(1)  # as the engines do; more threads contend and change float results
+Run = Callable[..., tuple[int, str, str]]
 REAL = Path(os.environ.get("PPBENCH_DATA", Path(__file__).parents[1] / ".." / "shared"))
 
 
@@ -33,6 +36,23 @@ class Silent:
 
     def row(self, cell: Any, row: dict[str, Any], seconds: float) -> None:
         self.rows.append(row)
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call the command line in this process; return exit code, stdout and stderr."""
+
+    def run_it(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ppbench", *arguments])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as done:
+            code = int(done.code or 0)
+        return code, *capsys.readouterr()
+
+    return run_it
 
 
 @pytest.fixture

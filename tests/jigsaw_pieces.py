@@ -7,8 +7,10 @@ import skimage.data
 import torch
 from torch import Tensor
 
+from ppbench.attacks._assemble import _puzzle
 from ppbench.attacks._boards import Boards
-from ppbench.attacks._states import States, states_of
+from ppbench.attacks._solver import Puzzle, Search
+from ppbench.attacks._states import PLAIN, States, states_of
 from ppbench.blocks import cut, join, permutations, permute_rows
 from ppbench.data import Images
 from ppbench.datasets.photos import Photos
@@ -17,8 +19,10 @@ from ppbench.puzzle import puzzle_scores
 from ppbench.seeding import generator
 
 Flags = tuple[bool, bool, bool]  # turned, negated, recoloured
+Grid = tuple[int, int]
 FLAGS: list[Flags] = [(a, b, c) for a, b, c in itertools.product((False, True), repeat=3)]
 UNCHANGED, TURNED, ETC = FLAGS[0], FLAGS[4], FLAGS[7]
+HARD = Search(restarts=24, weak=-100.0, noise=4.0)  # tries more than photographs need
 
 
 def pieces_of(flags: Flags, size: int = 4) -> Pieces:
@@ -103,3 +107,33 @@ def crops(count: int, size: int, part: str = "public") -> Images:
     rows = torch.randperm(len(pool.labels), generator=generator(0))[:count]
     pixels = torch.from_numpy(pool.pixels)[rows].permute(0, 3, 1, 2).float() / 255
     return Images(pixels.contiguous(), torch.from_numpy(pool.labels)[rows], torch.arange(count))
+
+
+def random_boards(count: int, grid: Grid, states: States, seed: int = 0) -> Boards:
+    rng, pieces = generator(seed), grid[0] * grid[1]
+    return Boards(permutations(count, pieces, rng).view(count, *grid),
+                  torch.randint(len(states), (count, *grid), generator=rng))
+
+
+def puzzle_of(costs: Tensor, grid: Grid, states: States = PLAIN, places: Tensor | None = None, near: int = 12,
+              ) -> Puzzle:
+    """What is solved, for costs `[4, P, P, S]` of one puzzle, its pieces in their order."""
+    return _puzzle(costs, torch.arange(costs.shape[1]), grid, near, states, places)
+
+
+def nodes(boards: Boards, states: States) -> np.ndarray:
+    """The first board as the compiled search writes it."""
+    found: np.ndarray = (boards.pieces[0] << states.bits | boards.states[0]).numpy()
+    return found
+
+
+def near_truth(truth: Boards, states: States, seed: int) -> Tensor:
+    """Random costs `[1, 4, P, P, S]`, but cheap at all seams of one board."""
+    costs = random_costs(1, truth.pieces[0].numel(), states, seed)
+    for axis, ways in ((2, (0, 1)), (1, (2, 3))):
+        size = truth.pieces.shape[axis] - 1
+        (i, one), (j, other) = ((truth.pieces.narrow(axis, start, size), truth.states.narrow(axis, start, size))
+                                for start in (0, 1))
+        costs[0, states.face[one, ways[0]], i, j, states.relative[one, other]] = -20.0
+        costs[0, states.face[other, ways[1]], j, i, states.relative[other, one]] = -20.0
+    return costs

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Run
 from PIL import Image
 
-from ppbench.cli import main
 from ppbench.store import Store
 
 BASE = """
@@ -31,7 +31,6 @@ epochs = 1
 groups = ["psnr"]
 """
 SMALL = "private=8,public=8,test=4"
-Run = Callable[..., tuple[int, str, str]]
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -50,20 +49,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def call(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call the command line in this process; return exit code, stdout and stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ppbench", *arguments])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as done:
-            code = int(done.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+def call(place: Path, command_line: Run) -> Run:
+    """Call the command line there; return exit code, stdout and stderr."""
+    return command_line
 
 
 @pytest.fixture

@@ -1,20 +1,17 @@
 """The command `jigsaw`: one picture shuffled and solved, what is said of it, and what is refused."""
 
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
 import torch
+from conftest import Run
 from PIL import Image
 
 from ppbench import demo
-from ppbench.cli import main
 from ppbench.demo import GAP, Settings, cropped, learnt, public_photos, read_picture, side_by_side, view_of
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 def photo(width: int, height: int) -> Image.Image:
@@ -46,20 +43,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def call(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call `ppbench jigsaw` in this process; return exit code, stdout and stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ppbench", "jigsaw", *arguments])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as done:
-            code = int(done.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+def call(place: Path, command_line: Run) -> Run:
+    """Call `ppbench jigsaw` there; return exit code, stdout and stderr."""
+    return partial(command_line, "jigsaw")
 
 
 # --- what it does

@@ -1,4 +1,4 @@
-"""The search for boards: what boards cost, brute force on tiny puzzles, photographs, seeds and repair."""
+"""The search for boards: what boards cost, brute force on tiny puzzles, photographs, places and annealing."""
 
 import itertools
 import os
@@ -12,11 +12,16 @@ from hypothesis import strategies as st
 from jigsaw_pieces import (
     ETC,
     FLAGS,
+    HARD,
     TURNED,
     UNCHANGED,
     Flags,
+    Grid,
     neighbours,
+    nodes,
     photos,
+    puzzle_of,
+    random_boards,
     random_costs,
     rebuilt,
     regauged,
@@ -25,17 +30,14 @@ from jigsaw_pieces import (
 )
 from torch import Tensor
 
-from ppbench.attacks._assemble import _puzzle, assemble
+from ppbench.attacks._assemble import assemble
 from ppbench.attacks._boards import Boards, board_costs, in_order, stacked
-from ppbench.attacks._repair import repaired
 from ppbench.attacks._seams import combo, tables
-from ppbench.attacks._seed_boards import _best, _framed, _joined, _least_absolute, linear_seed, loop_seed, seed_boards
 from ppbench.attacks._solver import (
     BELOW,
     RIGHT,
     Canvas,
     Kin,
-    Puzzle,
     Search,
     _appraise,
     _gain,
@@ -44,33 +46,12 @@ from ppbench.attacks._solver import (
     _restate,
     _worth,
     board_cost,
-    solve,
 )
 from ppbench.attacks._states import PLAIN, States
 from ppbench.blocks import cut, permutations, permute_rows
 from ppbench.seeding import generator
 
 CIFAR = Path(os.environ.get("PPBENCH_DATA", Path(__file__).parents[2] / "../shared")) / "data" / "cifar10"
-HARD = Search(restarts=24, weak=-100.0, noise=4.0)  # tries more than photographs need
-Grid = tuple[int, int]
-
-
-def random_boards(count: int, grid: Grid, states: States, seed: int = 0) -> Boards:
-    rng, pieces = generator(seed), grid[0] * grid[1]
-    return Boards(permutations(count, pieces, rng).view(count, *grid),
-                  torch.randint(len(states), (count, *grid), generator=rng))
-
-
-def puzzle_of(costs: Tensor, grid: Grid, states: States = PLAIN, places: Tensor | None = None, near: int = 12,
-              ) -> Puzzle:
-    """What is solved, for costs `[4, P, P, S]` of one puzzle, its pieces in their order."""
-    return _puzzle(costs, torch.arange(costs.shape[1]), grid, near, states, places)
-
-
-def nodes(boards: Boards, states: States) -> np.ndarray:
-    """The first board as the compiled search writes it."""
-    found: np.ndarray = (boards.pieces[0] << states.bits | boards.states[0]).numpy()
-    return found
 
 
 def cheapest(costs: Tensor, grid: Grid, states: States) -> Tensor:
@@ -352,7 +333,7 @@ def test_boards_are_joined_and_chosen() -> None:
     assert int(both[:2].states.sum()) == 0
 
 
-# --- places, repair, annealing
+# --- places, annealing
 
 @pytest.mark.parametrize(("flags", "grid"), [(UNCHANGED, (3, 4)), (UNCHANGED, (4, 4)), (UNCHANGED, (1, 7)),
                                              (TURNED, (3, 3))])
@@ -381,68 +362,6 @@ def test_places_move_what_seams_leave_open() -> None:
         assert boards.pieces.flatten().tolist() == [(first + place) % 6 for place in range(6)]
 
 
-def near_truth(truth: Boards, states: States, seed: int) -> Tensor:
-    """Random costs `[1, 4, P, P, S]`, but cheap at all seams of one board."""
-    costs = random_costs(1, truth.pieces[0].numel(), states, seed)
-    for axis, ways in ((2, (0, 1)), (1, (2, 3))):
-        size = truth.pieces.shape[axis] - 1
-        (i, one), (j, other) = ((truth.pieces.narrow(axis, start, size), truth.states.narrow(axis, start, size))
-                                for start in (0, 1))
-        costs[0, states.face[one, ways[0]], i, j, states.relative[one, other]] = -20.0
-        costs[0, states.face[other, ways[1]], j, i, states.relative[other, one]] = -20.0
-    return costs
-
-
-@pytest.mark.parametrize("flags", [UNCHANGED, ETC])
-@pytest.mark.parametrize("grid", [(4, 5), (1, 6), (2, 1)])
-def test_half_a_checkerboard_that_was_shuffled_is_mended(flags: Flags, grid: Grid) -> None:
-    states, truth = states_for(flags), random_boards(1, grid, states_for(flags))
-    puzzle, right = puzzle_of(near_truth(truth, states, 0)[0], grid, states), nodes(truth, states)
-    half = np.indices(grid).sum(0) % 2 == 0
-    for seed in range(3):
-        board = right.copy()
-        board[half] = np.random.default_rng(seed).permutation(board[half])
-        assert (repaired(puzzle, board) == right).all()
-
-
-def test_places_count_in_mending() -> None:
-    """Where seams cost nothing, the pieces of either half are dealt out as cheaply as they can be."""
-    for seed in range(5):
-        places, board = torch.randn(6, 6, generator=generator(seed)), np.random.default_rng(seed).permutation(6)
-        found = repaired(puzzle_of(torch.zeros(4, 6, 6, 1), (2, 3), PLAIN, places), board.reshape(2, 3)).flatten()
-        for half in ([0, 2, 4], [1, 3, 5]):
-            least = min(sum(float(places[piece, place]) for piece, place in zip(order, half, strict=True))
-                        for order in itertools.permutations(board[half].tolist()))
-            assert sum(float(places[found[place], place]) for place in half) == pytest.approx(least, abs=1e-4)
-
-
-def test_both_halves_of_the_checkerboard_are_mended() -> None:
-    truth = random_boards(1, (6, 6), PLAIN)
-    puzzle, right = puzzle_of(near_truth(truth, PLAIN, 0)[0], (6, 6)), nodes(truth, PLAIN)
-    board = right.copy()
-    for (r, c), (r2, c2) in (((0, 0), (5, 5)), ((0, 1), (1, 4)), ((4, 1), (5, 2)), ((3, 3), (0, 4))):
-        board[r, c], board[r2, c2] = right[r2, c2], right[r, c]
-    assert (repaired(puzzle, board) == right).all()
-
-
-@given(st.sampled_from(FLAGS), st.integers(1, 4), st.integers(2, 4), st.booleans(), st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
-def test_mending_never_costs_more(flags: Flags, rows: int, columns: int, unary: bool, seed: int) -> None:
-    states, grid, pieces = states_for(flags), (rows, columns), rows * columns
-    places = torch.randn(pieces, pieces, generator=generator(seed)) * 9 if unary else None
-    puzzle = puzzle_of(random_costs(1, pieces, states, seed)[0], grid, states, places)
-    board = nodes(random_boards(1, grid, states, seed), states)
-    before = board.copy()
-    found = repaired(puzzle, board)
-    assert (board == before).all()
-    assert sorted(found.flatten()) == sorted(board.flatten())
-    assert board_cost(puzzle, found) <= board_cost(puzzle, board) + 1e-3
-    for colour in (0, 1):  # and no exchange within one colour is left that would gain
-        half = np.argwhere(np.indices(grid).sum(0) % 2 == colour)
-        for (r, c), (r2, c2) in itertools.combinations(half.tolist(), 2):
-            assert _gain(puzzle, found, r, c, r2, c2) >= -1e-3
-
-
 @pytest.mark.parametrize("flags", [UNCHANGED, TURNED])
 @pytest.mark.parametrize("how", [{"anneal": 100}, {"repair": 1}])
 def test_annealing_and_repair_only_improve(flags: Flags, how: dict[str, int]) -> None:
@@ -452,111 +371,6 @@ def test_annealing_and_repair_only_improve(flags: Flags, how: dict[str, int]) ->
         restarts=1, patience=0, weak=1000.0, **more), states)) for more in ({}, how))
     assert (after <= before + 1e-3).all()
     assert after.mean() < before.mean() - (5 if flags == UNCHANGED else 0)  # pieces keep the states they have
-
-
-# --- seeds
-
-def placed(board: np.ndarray, truth: np.ndarray) -> float:
-    """The share of places that hold what belongs there."""
-    return float((board == truth).mean())
-
-
-@pytest.mark.parametrize(("seed_of", "least"), [(linear_seed, 0.8), (loop_seed, 0.95)])
-@pytest.mark.parametrize(("height", "width"), [(128, 128), (64, 128), (96, 64)])
-def test_seeds_of_an_easy_photo_are_nearly_all_of_it(seed_of: object, least: float, height: int, width: int) -> None:
-    assert callable(seed_of)
-    pieces, order, _ = scrambled(photos(1, height, width), 16, PLAIN)
-    grid = height // 16, width // 16
-    truth = order[0].argsort().view(grid).numpy()
-    costs = combo(pieces, PLAIN)[0]
-    board = seed_of(puzzle_of(costs, grid))
-    assert placed(board, truth) >= least
-    assert ((board == truth) | (board < 0)).mean() >= 0.95
-    start = Search(restarts=1, effort=1, linear=int(seed_of is linear_seed), loops=int(seed_of is loop_seed))
-    found = assemble(costs[None], grid, generator(0), start)
-    assert placed(found.pieces[0].numpy(), truth) > 0.9
-
-
-@pytest.mark.parametrize("grid", [(1, 2), (2, 1), (1, 3), (1, 6), (6, 1), (2, 2), (2, 3)])
-@pytest.mark.parametrize("kind", ["random", "nothing", "copies", "flat"])
-def test_hopeless_puzzles_get_parts_of_boards_or_nothing(grid: Grid, kind: str) -> None:
-    pieces = grid[0] * grid[1]
-    if kind == "random":
-        costs = random_costs(1, pieces, PLAIN, 0)
-    elif kind == "nothing":
-        costs = torch.zeros(1, 4, pieces, pieces, 1)
-    else:
-        one = torch.rand(1, 1, 3, 4, 4, generator=generator(0)) if kind == "copies" else torch.full((1, 1, 3, 4, 4), .3)
-        costs = combo(one.expand(1, pieces, 3, 4, 4), PLAIN)
-    puzzle = puzzle_of(costs[0], grid)
-    for seed_of in (linear_seed, loop_seed):
-        board = seed_of(puzzle)
-        assert board.shape == grid
-        laid = board[board >= 0]
-        assert len(np.unique(laid)) == len(laid)
-        assert (laid < pieces).all()
-    if pieces < 4:
-        assert (loop_seed(puzzle) == -1).all()  # a loop takes four
-    found = assemble(costs, grid, generator(0), Search(linear=1, repair=1, anneal=2))
-    assert found.pieces.flatten().sort().values.tolist() == list(range(pieces))
-
-
-def test_boards_are_grown_from_seeds() -> None:
-    """A seed that no single growth finds is never made worse, and most of it is enough to find it again."""
-    truth = random_boards(1, (4, 4), PLAIN)
-    costs = random_costs(8, 16, PLAIN, 0)
-    good = assemble(costs, (4, 4), generator(0), HARD)
-    cost = board_costs(costs, PLAIN, good)
-    little = Search(restarts=1, effort=1, weak=1000.0)
-    for n in range(8):
-        puzzle, seed = puzzle_of(costs[n], (4, 4)), np.uint64(n + 1)
-        alone = solve(puzzle, little, np.empty((0, 4, 4), np.int64), seed)
-        grown = solve(puzzle, little, good.pieces[n:n + 1].numpy(), seed)
-        assert board_cost(puzzle, alone) > float(cost[n]) + 1
-        assert board_cost(puzzle, grown) == pytest.approx(float(cost[n]), abs=1e-3)
-    part, easy = truth.pieces.clone().numpy(), puzzle_of(near_truth(truth, PLAIN, 0)[0], (4, 4))
-    part[0, 0], part[0, 3, 1:] = -1, -1
-    assert (solve(easy, little, part, np.uint64(1)) == nodes(truth, PLAIN)).all()
-
-
-def test_only_the_seeds_that_were_asked_for_are_made() -> None:
-    pieces, _, _ = scrambled(photos(1, 64, 64), 16, PLAIN)
-    puzzle = puzzle_of(combo(pieces, PLAIN)[0], (4, 4))
-    for linear, loops in itertools.product((0, 1), (0, 1)):
-        assert seed_boards(puzzle, Search(linear=linear, loops=loops)).shape == (linear + loops, 4, 4)
-    states = states_for(TURNED)
-    turned = puzzle_of(combo(pieces, states)[0], (4, 4), states)
-    assert seed_boards(turned, Search(linear=1)).shape == (0, 4, 4)
-    pair = puzzle_of(torch.zeros(4, 2, 2, 1), (1, 2))
-    assert seed_boards(pair, Search()).shape == (0, 1, 2)
-
-
-def test_the_best_neighbours_on_all_four_sides_are_listed_where_they_fit_well() -> None:
-    right, below = np.full((3, 3), 9.0), np.full((3, 3), 9.0)
-    right[0, 1], right[0, 2], right[1, 2] = -3, -1, 2  # 1 fits nothing to its right well
-    below[2, 0], below[1, 0] = -5, -6
-    found = _best({RIGHT: right, BELOW: below})
-    assert sorted(found.tolist()) == [[0, 1, RIGHT], [0, 2, RIGHT], [1, 0, BELOW], [2, 0, BELOW]]
-
-
-def test_the_frame_holds_as_many_as_it_can_and_of_two_at_one_place_the_first() -> None:
-    place = np.array([[0, 0, 3, 4, 4, 4, 4], [9, 1, 2, 1, 2, 3, 2]])  # rows, then columns
-    found = _framed(np.full((2, 3), -1), np.arange(7), place)
-    assert found.tolist() == [[-1, 2, -1], [3, 4, 5]]  # 6 would lie on 4
-
-
-def test_seams_that_contradict_earlier_ones_join_nothing() -> None:
-    puzzle = puzzle_of(torch.zeros(4, 6, 6, 1), (2, 3))
-    seams = np.array([[0, 1, RIGHT], [2, 1, RIGHT], [0, 3, BELOW], [3, 4, RIGHT], [1, 3, BELOW], [1, 5, RIGHT]])
-    assert _joined(puzzle, seams).tolist() == [[0, 1, 5], [3, 4, -1]]  # 2 would lie on 0
-    assert (_joined(puzzle, seams[:0]) == -1).all()
-
-
-def test_the_heavier_of_two_seams_tells_how_far_pieces_lie_apart() -> None:
-    seams = np.array([[0, 1, RIGHT], [0, 1, RIGHT], [1, 2, RIGHT]])
-    for weight, apart in (([2.0, 1.0, 1.0], 1), ([1.0, 2.0, 1.0], 4)):
-        place = _least_absolute(seams, np.array([1, 4, 2]), np.array(weight), 3)
-        np.testing.assert_allclose(np.diff(place), [apart, 2], atol=1e-6)
 
 
 # --- real images

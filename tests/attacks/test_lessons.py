@@ -12,7 +12,7 @@ from torch import Tensor
 from ppbench.attacks import _lessons
 from ppbench.attacks._lessons import FORGOTTEN, Lesson, fixed, lesson, rehearsal, rehearsed
 from ppbench.attacks._linear_map import LinearMap, from_pairs
-from ppbench.attacks._pairs import halves, held_out, telling_pairs
+from ppbench.attacks._pairs import ENOUGH, halves, held_out, learnt, telling_pairs
 from ppbench.attacks._simulate import ANYONE, Simulated, simulate
 from ppbench.attacks.linear import Linear
 from ppbench.attacks.unet_inverter import UnetInverter
@@ -138,3 +138,12 @@ def test_a_network_adds_to_the_linear_map_of_few_pairs(attack: UnetInverter | Vi
 
 def _both(images: Tensor) -> Tensor:
     return torch.cat([images, images.flip(3)])
+
+
+@pytest.mark.parametrize(("count", "held"), [(1, 1), (2, 1), (5, 2), (4 * ENOUGH, ENOUGH), (10_000, 1112),
+                                             (50_000, 1042)])
+def test_every_image_is_learnt_from_or_held_out_and_no_more_are_than_decide(count: int, held: int) -> None:
+    one, other = learnt(count).tolist(), held_out(count).tolist()
+    assert len(other) == held
+    assert sorted({*one, *other}) == list(range(count))
+    assert not set(one) & set(other) or count == 1

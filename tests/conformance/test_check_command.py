@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from conftest import Run
 
-from ppbench.cli import cli, main
+from ppbench.cli import cli
 from ppbench.errors import UserError
 from ppbench.plugins import load_class
 from ppbench.testing import check_attack, check_defense
@@ -58,16 +59,12 @@ def test_what_comes_after_a_broken_contract_is_skipped() -> None:
     ([f"{ATTACKS}:Unwritten"], "write its method(s) run"),
     ([], "Missing argument 'SPEC'"),
 ])
-def test_bad_input_is_one_sentence_and_exit_code_2(arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch,
-                                                   capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["ppbench", "check", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    said = capsys.readouterr()
-    assert words in said.err
-    assert len(said.err.splitlines()) == 1
-    assert not said.out
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments: list[str], words: str, command_line: Run) -> None:
+    code, out, err = command_line("check", *arguments)
+    assert code == 2
+    assert words in err
+    assert len(err.splitlines()) == 1
+    assert not out
 
 
 def test_parameters_decide() -> None:
