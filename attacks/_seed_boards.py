@@ -30,8 +30,8 @@ def seed_boards(puzzle: Puzzle, search: Search) -> np.ndarray:
 def linear_seed(puzzle: Puzzle) -> np.ndarray:
     """Place pieces by a linear program (Yu, Russell & Agapito, "Solving jigsaw puzzles with linear programming", 2015).
 
-    Each piece's best neighbour on each side that is not refuted yet, if it fits well, pulls both one place apart, in
-    weighted least absolute deviations; what does not end up so is refuted, and the program is solved again.
+    Pieces that are each other's best neighbour of those not refuted yet, and fit well, pull each other one place apart,
+    in weighted least absolute deviations; what does not end up so is refuted, and the program is solved again.
     """
     pieces = puzzle.costs.shape[1]
     costs = {way: puzzle.costs[way, :, :, 0].astype(np.float64) for way in (RIGHT, BELOW)}
@@ -40,7 +40,7 @@ def linear_seed(puzzle: Puzzle) -> np.ndarray:
     largest = np.full((puzzle.rows, puzzle.columns), -1, np.int64)
     for _ in range(_ROUNDS):
         seams = _best(costs)
-        weight = np.exp([-costs[way][i, j] / 4 for i, j, way in seams])
+        weight = np.exp([-costs[way][i, j] for i, j, way in seams])
         shift = np.array([_SHIFT[way] for way in seams[:, 2]]).reshape(-1, 2)
         place = np.stack([_least_absolute(seams, shift[:, axis], weight, pieces) for axis in (0, 1)])
         off = np.abs(place[:, seams[:, 1]] - place[:, seams[:, 0]] - shift.T).max(0, initial=0)
@@ -84,15 +84,13 @@ def loop_seed(puzzle: Puzzle) -> np.ndarray:
 
 
 def _best(costs: dict[int, np.ndarray]) -> np.ndarray:
-    """List the best neighbour on each side of each piece, where it fits well: (piece, other, direction) `[M, 3]`."""
+    """List pieces that are each other's best neighbour, where they fit well: (piece, other, direction) `[M, 3]`."""
     found = []
     for way, table in costs.items():
-        for near, flip in ((table.argmin(1), False), (table.argmin(0), True)):
-            own = np.arange(len(table))
-            one, other = (near, own) if flip else (own, near)
-            good = table[one, other] < 0
-            found.append(np.stack([one, other, np.full(len(own), way)], 1)[good])
-    return np.unique(np.concatenate(found), axis=0)
+        own, other = np.arange(len(table)), table.argmin(1)
+        good = (table.argmin(0)[other] == own) & (table[own, other] < 0)
+        found.append(np.stack([own, other, np.full(len(own), way)], 1)[good])
+    return np.concatenate(found)
 
 
 def _least_absolute(seams: np.ndarray, shift: np.ndarray, weight: np.ndarray, pieces: int) -> np.ndarray:

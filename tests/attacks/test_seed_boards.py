@@ -103,12 +103,12 @@ def test_only_the_seeds_that_were_asked_for_are_made() -> None:
     assert seed_boards(pair, Search()).shape == (0, 1, 2)
 
 
-def test_the_best_neighbours_on_all_four_sides_are_listed_where_they_fit_well() -> None:
+def test_pieces_that_are_each_others_best_neighbour_are_listed_where_they_fit_well() -> None:
     right, below = np.full((3, 3), 9.0), np.full((3, 3), 9.0)
-    right[0, 1], right[0, 2], right[1, 2] = -3, -1, 2  # 1 fits nothing to its right well
+    right[0, 1], right[0, 2], right[2, 0] = -3, -1, 2  # 0 fits better beside 1 than beside 2, and 2 not well beside 0
     below[2, 0], below[1, 0] = -5, -6
     found = _best({RIGHT: right, BELOW: below})
-    assert sorted(found.tolist()) == [[0, 1, RIGHT], [0, 2, RIGHT], [1, 0, BELOW], [2, 0, BELOW]]
+    assert sorted(found.tolist()) == [[0, 1, RIGHT], [1, 0, BELOW]]
 
 
 def test_the_frame_holds_as_many_as_it_can_and_of_two_at_one_place_the_first() -> None:
