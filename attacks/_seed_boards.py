@@ -123,13 +123,15 @@ def _largest(puzzle: Puzzle, seams: np.ndarray, place: np.ndarray) -> np.ndarray
 
 def _framed(board: np.ndarray, pieces: np.ndarray, place: np.ndarray) -> np.ndarray:
     """Lay pieces at their places, where the frame holds most of them; of two at one place the first stays."""
-    window = []
-    for axis, size in enumerate(board.shape):
-        starts = np.arange(place[axis].min(), place[axis].max() + 1)
-        held = [np.count_nonzero((place[axis] >= start) & (place[axis] < start + size)) for start in starts]
-        window.append(int(starts[int(np.argmax(held))]))
-    for piece, row, column in zip(pieces, place[0] - window[0], place[1] - window[1], strict=True):
-        if 0 <= row < board.shape[0] and 0 <= column < board.shape[1] and board[row, column] < 0:
+    rows, columns = board.shape
+    place = place - place.min(1, keepdims=True)
+    taken = np.zeros(np.maximum(place.max(1) + 1, board.shape), np.int64)
+    taken[place[0], place[1]] = 1
+    before = np.pad(taken, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    held = before[rows:, columns:] - before[:-rows, columns:] - before[rows:, :-columns] + before[:-rows, :-columns]
+    top, left = np.unravel_index(int(held.argmax()), held.shape)
+    for piece, row, column in zip(pieces, place[0] - top, place[1] - left, strict=True):
+        if 0 <= row < rows and 0 <= column < columns and board[row, column] < 0:
             board[row, column] = piece
     return board
 

@@ -25,6 +25,7 @@ from numba import njit
 RIGHT, LEFT, BELOW, ABOVE = 0, 1, 2, 3
 _NEVER = 1e30  # above every cost
 _SAME = 1e-4  # costs of boards nearer than this are rounding
+_RESTATED = 0.5  # share of what annealing tries that changes a state, if there are some
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,7 +79,8 @@ class Search(NamedTuple):
         weak: a piece that costs more where it lies is exchanged for another, where that lowers the total; of boards
             that are bred, only on those that are among the best already.
         draws: a board is broken at all seams as bad as the worst of at most so many that are drawn at random.
-        anneal: exchanges that are tried for each piece of the best board at the end, as it cools; 0 = none.
+        anneal: exchanges, or new states, that are tried for each piece of the best board at the end, as it cools;
+            0 = none.
         heat: temperature at which that begins.
         linear: grow the largest part that a linear program puts together as well (`_seed_boards`); 1 = yes.
         loops: grow the largest part that is held together by loops of four seams as well (`_seed_boards`); 1 = yes.
@@ -443,24 +445,48 @@ def _exchange(puzzle, board, weak, where, found):  # type: ignore[no-untyped-def
 
 
 @compiled
+def _restate_at_random(puzzle, board, row, column, limit, state):  # type: ignore[no-untyped-def]
+    """Put the piece at a place into a random state, unless that costs `limit` or more; return by how much it did."""
+    here = board[row, column]
+    node = here >> puzzle.bits << puzzle.bits | int(_uniform(state) * len(puzzle.face))
+    change = _around(puzzle, board, row, column, node) - _around(puzzle, board, row, column, here)
+    if change >= limit:
+        return 0.0
+    board[row, column] = node
+    return change
+
+
+@compiled
+def _swap_at_random(puzzle, board, where, row, column, limit, found, state):  # type: ignore[no-untyped-def]
+    """Exchange a place with a random rival, unless that costs `limit` or more; return by how much it did."""
+    count = _rivals(puzzle, board, where, row, column, found)
+    to = found[int(_uniform(state) * count)] if count else row * board.shape[1] + column
+    row2, column2 = to // board.shape[1], to % board.shape[1]
+    if row == row2 and column == column2:
+        return 0.0
+    change = _gain(puzzle, board, row, column, row2, column2)
+    if change >= limit:
+        return 0.0
+    _swap(puzzle, board, where, row, column, row2, column2)
+    return change
+
+
+@compiled
 def _anneal(puzzle, board, sweeps, heat, where, found, state):  # type: ignore[no-untyped-def]
-    """Exchange places at random, ever more seldom where that costs; leave the cheapest board that was seen."""
+    """Exchange places and change states at random, ever more seldom where that costs; leave the cheapest board seen."""
     rows, columns = board.shape
     best, total, least = board.copy(), 0.0, -_SAME
     _locate(puzzle, board, where)
     trials = sweeps * rows * columns
     for trial in range(trials):
         at = int(_uniform(state) * rows * columns)
-        count = _rivals(puzzle, board, where, at // columns, at % columns, found)
-        to = found[int(_uniform(state) * count)] if count else at
-        if to == at:
-            continue
-        change = _gain(puzzle, board, at // columns, at % columns, to // columns, to % columns)
-        if change < -heat * (1 - trial / trials) * np.log(_uniform(state) + 1e-12):
-            _swap(puzzle, board, where, at // columns, at % columns, to // columns, to % columns)
-            total += change
-            if total < least:
-                best[:], least = board, total
+        limit = -heat * (1 - trial / trials) * np.log(_uniform(state) + 1e-12)
+        if len(puzzle.face) > 1 and _uniform(state) < _RESTATED:
+            total += _restate_at_random(puzzle, board, at // columns, at % columns, limit, state)
+        else:
+            total += _swap_at_random(puzzle, board, where, at // columns, at % columns, limit, found, state)
+        if total < least:
+            best[:], least = board, total
     board[:] = best
 
 

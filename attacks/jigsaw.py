@@ -42,7 +42,7 @@ class Jigsaw(Attack):
         loops: begin from the largest part that loops of four seams hold together as well.
         linear: and from the largest that a linear program puts together, which takes long.
         repair: at last, assign the pieces of half of all places anew while that lowers the cost.
-        anneal: and try so many random exchanges a piece, as the board cools.
+        anneal: and try so many random exchanges and states a piece, as the board cools.
         joint: under one key, costs are averaged over at most this many released images, the targets first.
         steps: optimiser steps of the network that looks at seams, and of the one that tells an image's state;
             0 = measured costs alone, and the state is left open.
