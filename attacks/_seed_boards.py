@@ -8,12 +8,12 @@ from scipy.optimize import linprog
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ppbench.attacks._solver import BELOW, RIGHT, Puzzle, Search
+from ppbench.attacks._solver import BELOW, RIGHT, Puzzle, Search, compiled
 
 _ROUNDS = 3  # of the linear program; the largest part is kept
 _EXACT = 1e-3  # places
+_BEYOND = 2  # frames high and wide
 _TRIED = 4  # best neighbours of a piece of which loops are made
-_SHIFT = {RIGHT: (0, 1), BELOW: (1, 0)}
 
 
 def seed_boards(puzzle: Puzzle, search: Search) -> np.ndarray:
@@ -40,10 +40,11 @@ def linear_seed(puzzle: Puzzle) -> np.ndarray:
     largest = np.full((puzzle.rows, puzzle.columns), -1, np.int64)
     for _ in range(_ROUNDS):
         seams = _best(costs)
-        weight = np.exp([-costs[way][i, j] for i, j, way in seams])
-        shift = np.array([_SHIFT[way] for way in seams[:, 2]]).reshape(-1, 2)
+        one, other, below = seams[:, 0], seams[:, 1], seams[:, 2] == BELOW
+        weight = np.exp(-np.where(below, costs[BELOW][one, other], costs[RIGHT][one, other]))
+        shift = np.stack([below, ~below], 1).astype(float)
         place = np.stack([_least_absolute(seams, shift[:, axis], weight, pieces) for axis in (0, 1)])
-        off = np.abs(place[:, seams[:, 1]] - place[:, seams[:, 0]] - shift.T).max(0, initial=0)
+        off = np.abs(place[:, other] - place[:, one] - shift.T).max(0, initial=0)
         found = _largest(puzzle, seams[off < _EXACT], np.round(place).astype(np.int64))
         if (found >= 0).sum() > (largest >= 0).sum():
             largest = found
@@ -130,29 +131,64 @@ def _framed(board: np.ndarray, pieces: np.ndarray, place: np.ndarray) -> np.ndar
     before = np.pad(taken, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     held = before[rows:, columns:] - before[:-rows, columns:] - before[rows:, :-columns] + before[:-rows, :-columns]
     top, left = np.unravel_index(int(held.argmax()), held.shape)
-    for piece, row, column in zip(pieces, place[0] - top, place[1] - left, strict=True):
-        if 0 <= row < rows and 0 <= column < columns and board[row, column] < 0:
-            board[row, column] = piece
+    row, column = place[0] - top, place[1] - left
+    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    first = np.unique(np.stack([row, column])[:, inside], axis=1, return_index=True)[1]
+    kept = np.flatnonzero(inside)[first]
+    board[row[kept], column[kept]] = pieces[kept]
     return board
 
 
 def _joined(puzzle: Puzzle, seams: np.ndarray) -> np.ndarray:
     """Join pieces along seams `[M, 3]`, in order, unless two would lie at one place (Gallagher 2012)."""
-    pieces = puzzle.costs.shape[1]
-    place, part = np.zeros((2, pieces), np.int64), np.arange(pieces)
-    members = {piece: [piece] for piece in range(pieces)}
-    for one, other, way in seams.tolist():
-        a, b = part[one], part[other]
-        if a == b:
-            continue
-        shift = place[:, one] + _SHIFT[way] - place[:, other]
-        stay, move = members[int(a)], members[int(b)]
-        taken = set(map(tuple, place[:, stay].T.tolist()))
-        if taken & set(map(tuple, (place[:, move] + shift[:, None]).T.tolist())):
-            continue
-        place[:, move] += shift[:, None]
-        part[move] = a
-        stay.extend(members.pop(int(b)))
-    largest = max(members.values(), key=len)
+    place, part = _grouped(seams, puzzle.rows, puzzle.columns)
     board = np.full((puzzle.rows, puzzle.columns), -1, np.int64)
-    return _framed(board, np.array(largest), place[:, largest]) if len(largest) > 1 else board
+    largest = np.flatnonzero(part == np.bincount(part).argmax())
+    return _framed(board, largest, place[:, largest]) if len(largest) > 1 else board
+
+
+@compiled
+def _grouped(seams, rows, columns):  # type: ignore[no-untyped-def]
+    """Return places `[2, P]` and the part that each of the P pieces belongs to, after joining parts along seams.
+
+    A part may grow to `_BEYOND` times the frame's sides, so that a wrong piece does not keep many from their place.
+    """
+    pieces, rows, columns = rows * columns, _BEYOND * rows, _BEYOND * columns
+    place, part = np.zeros((2, pieces), np.int64), np.arange(pieces)
+    first, end = np.zeros((2, pieces), np.int64), np.zeros((2, pieces), np.int64)  # places that a part covers
+    following, last = np.full(pieces, -1), np.arange(pieces)  # chains of the pieces of a part, from its number on
+    size, shift = np.ones(pieces, np.int64), np.zeros(2, np.int64)
+    taken = np.zeros((rows, columns), np.int64)  # by which merger
+    for n in range(len(seams)):
+        one, other = seams[n, 0], seams[n, 1]
+        stay, move = part[one], part[other]
+        if stay == move:
+            continue
+        shift[0], shift[1] = seams[n, 2] == BELOW, seams[n, 2] == RIGHT
+        shift += place[:, one] - place[:, other]
+        if size[stay] < size[move]:
+            stay, move = move, stay
+            shift = -shift
+        low = np.minimum(first[:, stay], first[:, move] + shift)
+        high = np.maximum(end[:, stay], end[:, move] + shift)
+        if high[0] - low[0] >= rows or high[1] - low[1] >= columns:
+            continue
+        piece, free = stay, True
+        while piece >= 0:
+            taken[place[0, piece] - low[0], place[1, piece] - low[1]] = n + 1
+            piece = following[piece]
+        piece = move
+        while piece >= 0 and free:
+            free = taken[place[0, piece] + shift[0] - low[0], place[1, piece] + shift[1] - low[1]] != n + 1
+            piece = following[piece]
+        if not free:
+            continue
+        piece = move
+        while piece >= 0:
+            place[:, piece] += shift
+            part[piece] = stay
+            piece = following[piece]
+        first[:, stay], end[:, stay] = low, high
+        following[last[stay]], last[stay] = move, last[move]
+        size[stay] += size[move]
+    return place, part

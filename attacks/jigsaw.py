@@ -20,6 +20,7 @@ from ppbench.defense import Pieces, resize
 from ppbench.view import View
 
 _ENOUGH = 8  # images of one key: with so many, what is measured tells all neighbours
+_SHUFFLED = "pixels inside pieces are shuffled: seams tell little"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Jigsaw(Attack):
         found: dict[str, Prior] = {}
         grid = _grid(view, pieces)
         check_size(grid, states_of(pieces, view.released_shape[0]))
-        alone = _fewest(view) < _ENOUGH and grid != (1, 1)
+        alone = min(_fewest(view), self.joint) < _ENOUGH and grid != (1, 1)
         if self.steps and alone and not any(flags):  # with states, it misled more than it helped
             found["seams"] = SeamPrior(pieces.size, self.steps, self.width, self.rate)
         if self.steps and any(flags):
@@ -96,7 +97,7 @@ class Jigsaw(Attack):
         pieces = _pieces(view)
         if pieces is None:
             return Reconstruction(resize(view.images, view.image_shape), aligned=view.has_partner,
-                                  note="degenerate: as-released, as nothing is permuted")
+                                  note="degenerate: as-released, as no blocks are permuted")
         states = states_of(pieces if pieces.pixels == "kept" else None, view.released_shape[0])
         named = self.priors(view)
         seams = named.get("seams")
@@ -121,7 +122,7 @@ class Jigsaw(Attack):
         """Solve every target on its own."""
         blocks = cut(view.images, pieces.size)
         boards = solver.each(blocks, _grid(view, pieces), rng)
-        note = "" if pieces.pixels == "kept" else "pixels inside pieces are shuffled: seams carry nothing"
+        note = "" if pieces.pixels == "kept" else _SHUFFLED
         return join(solver.laid(blocks, boards), view.released_shape), note
 
     def _by_key(self, view: View, pieces: Pieces, keys: Tensor, solver: Solver, rng: torch.Generator,
@@ -185,4 +186,4 @@ def _pixels_back(view: View, pieces: Pieces, rows: Tensor, wanted: int, rng: tor
             key, fit = found
             return (structure.image_of(key.decrypt(levels[:wanted], structure.top)),
                     f"pixels by the statistics of {len(levels)} images: correlations agree to {fit:.4f}")
-    return view.release.images[rows[:wanted]], "pixels inside pieces are shuffled: seams carry nothing"
+    return view.release.images[rows[:wanted]], _SHUFFLED

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -50,6 +51,12 @@ class Outcome:
     seconds: float
 
 
+def missing() -> list[Path]:
+    """Return the folders that are needed and not there."""
+    return [folder for folder in (SHARED / "data" / name for name in ("imagenet_sample", "jigsaw_cho432"))
+            if not folder.is_dir()]
+
+
 def photos(first: int, last: int, off: int = OFF, side: int = 224) -> Tensor:
     """Return photographs `[n, 3, side, side]`, cut out from `off` pixels on."""
     files = sorted((SHARED / "data" / "imagenet_sample").glob("*.jpg"))[first:last]
@@ -90,12 +97,12 @@ def scrambled(images: Tensor, pieces: Pieces, states: States, rng: torch.Generat
 
 def solved(solver: Solver, sets: Sequence[Tensor], pieces: Pieces) -> Outcome:
     """Scramble images `[n, C, H, W]`, set by set, solve each on its own, and score."""
-    rng, found, seconds, count = generator(0), [], 0.0, 0
+    rng, own, found, seconds, count = generator(0), generator(1), [], 0.0, 0
     for images in sets:
         given, truth = scrambled(images, pieces, solver.states, rng)
         grid = truth.pieces.shape[1], truth.pieces.shape[2]
         start = time.perf_counter()
-        boards = solver.each(given, grid, rng)
+        boards = solver.each(given, grid, own)
         seconds += time.perf_counter() - start
         estimates = join(solver.laid(given, boards), images.shape[1:])
         scores = puzzle_scores(estimates, images, pieces)
@@ -113,4 +120,4 @@ def _gap(solver: Solver, given: Tensor, boards: Boards, truth: Boards) -> Tensor
     return board_costs(costs, solver.states, boards) - board_costs(costs, solver.states, truth)
 
 
-__all__ = ["SCORED", "SCORED_BY", "Outcome", "cho", "cifar10", "learn", "photos", "scrambled", "solved"]
+__all__ = ["SCORED", "SCORED_BY", "Outcome", "cho", "cifar10", "learn", "missing", "photos", "scrambled", "solved"]

@@ -2,7 +2,7 @@
 
 Blocks are compared by their contents, in 8 bit: copies count as the same, and no key is asked. What a cipher does to
 single blocks it could do to the whole image, and nobody could tell: an image that came back turned, negative or in
-other colours is as good as the private one where the cipher turns, negates or recolours.
+other colours is as good as the private one where the cipher turns, negates or recolours, or shuffles values.
 """
 
 from dataclasses import dataclass
@@ -45,9 +45,14 @@ class Symmetries:
 
 
 def symmetries_of(pieces: Pieces, channels: int) -> Symmetries:
-    """Return the symmetries of a cipher's puzzles: at most 8 states x 6 orders of 3 channels x 2 signs."""
-    orders = permutations(range(channels)) if pieces.recoloured else [range(channels)]
-    return Symmetries(tuple(range(8)) if pieces.turned else (0,), tuple(tuple(order) for order in orders),
+    """Return the symmetries of a cipher's puzzles: at most 8 states x 6 orders of 3 channels x 2 signs.
+
+    Where all blocks' values are shuffled alike, another shuffle of an image that was turned or recoloured before gives
+    the same release.
+    """
+    mixed = pieces.pixels == "shared"
+    orders = permutations(range(channels)) if pieces.recoloured or mixed else [range(channels)]
+    return Symmetries(tuple(range(8)) if pieces.turned or mixed else (0,), tuple(tuple(order) for order in orders),
                       pieces.negated)
 
 
@@ -63,13 +68,13 @@ def puzzle_scores(estimates: Tensor, private: Tensor, pieces: Pieces) -> dict[st
       private image has as well: where no block looks like another, or like itself turned, the largest part that is
       assembled rightly.
     - `piece_perfect`: 1 where `piece_direct` is 1, else 0.
-    - `piece_cheaper`: 1 where the estimate's seams cost less (`seam_costs`) than the private image's, else 0: not the
-      search failed there, but the cost.
+    - `piece_cheaper`: 1 where the estimate's seams cost less (`seam_costs`) than the private image's, else 0: there,
+      what is measured at seams misleads. A solver's own costs may differ.
 
     Args:
         estimates: `[N, C, H, W]` in [0, 1].
         private: the same shape.
-        pieces: what the cipher does; how it treats single pixels and nibbles plays no part.
+        pieces: what the cipher does; whether it acts on nibbles plays no part.
 
     Returns:
         Name -> `[N]` float64 in [0, 1]; NaN where fewer than half of the estimate's blocks are private ones.

@@ -328,3 +328,13 @@ def test_small_chunks_cover_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_blocks_that_do_not_tile_the_images_are_refused() -> None:
     with pytest.raises(UserError, match="does not divide images of 8 x 12"):
         puzzle_scores(board(2, 3), board(2, 3), Pieces(3, True))
+
+
+def test_whatever_a_shared_shuffle_of_values_hides_is_as_good() -> None:
+    """Of a turned image another shuffle makes the same release."""
+    private = board(2, 2)
+    changed = 1 - private.rot90(1, (2, 3)).flip(3)[:, [2, 0, 1]]
+    assert scored(1 - changed, private, Pieces(4, True, "shared")) == (1, 1, 1, 1)
+    assert scored(changed, private, Pieces(4, True, "shared", negated=True)) == (1, 1, 1, 1)
+    for pieces in (Pieces(4, True, "shared"), Pieces(4, True, "own", negated=True)):
+        assert np.isnan(scored(changed, private, pieces)).all()

@@ -54,7 +54,7 @@ from ppbench.blocks import cut
 from ppbench.seeding import generator, seeded
 
 MIXED = (False, True, True)
-BETTER = {"solved": torch.tensor([[0.5], [0.6]])}
+BETTER = {"solved": torch.tensor([[0.5, 0.5], [0.6, 0.7]])}
 
 
 def noise(count: int, pieces: int, channels: int, size: int, seed: int = 0) -> Tensor:
@@ -382,7 +382,7 @@ def test_a_prior_learns_from_crops_of_photographs() -> None:
     ([0.5, 0.7], [0.4, 0.7], False),
     ([0.0], [0.0], False),
     ([0.5, 0.7], [0.6, 0.8], True),
-    ([0.5], [0.51], True),
+    ([0.5], [0.7], False),  # a single puzzle may have been chance
     ([0.5] * 4, [0.5, 0.5, 0.5, 0.7], False),  # a gain of .05, and as large an error
     ([0.5] * 4, [0.5, 0.5, 0.6, 0.7], True),
 ])

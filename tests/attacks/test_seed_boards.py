@@ -22,7 +22,16 @@ from jigsaw_pieces import (
 from ppbench.attacks._assemble import assemble
 from ppbench.attacks._boards import board_costs
 from ppbench.attacks._seams import combo
-from ppbench.attacks._seed_boards import _best, _framed, _joined, _least_absolute, linear_seed, loop_seed, seed_boards
+from ppbench.attacks._seed_boards import (
+    _best,
+    _framed,
+    _grouped,
+    _joined,
+    _least_absolute,
+    linear_seed,
+    loop_seed,
+    seed_boards,
+)
 from ppbench.attacks._solver import BELOW, RIGHT, Search, board_cost, solve
 from ppbench.attacks._states import PLAIN
 from ppbench.seeding import generator
@@ -122,6 +131,14 @@ def test_seams_that_contradict_earlier_ones_join_nothing() -> None:
     seams = np.array([[0, 1, RIGHT], [2, 1, RIGHT], [0, 3, BELOW], [3, 4, RIGHT], [1, 3, BELOW], [1, 5, RIGHT]])
     assert _joined(puzzle, seams).tolist() == [[0, 1, 5], [3, 4, -1]]  # 2 would lie on 0
     assert (_joined(puzzle, seams[:0]) == -1).all()
+
+
+def test_parts_far_beyond_the_frame_are_not_joined() -> None:
+    """A row of six in a frame of two columns: four columns at most hang together, of which two are kept."""
+    puzzle = puzzle_of(torch.zeros(4, 6, 6, 1), (3, 2))
+    row = np.array([[n, n + 1, RIGHT] for n in range(5)])
+    assert _joined(puzzle, row).tolist() == [[0, 1], [-1, -1], [-1, -1]]
+    assert sorted(_grouped(row, 3, 2)[1].tolist()) == [0, 0, 0, 0, 4, 4]
 
 
 def test_the_heavier_of_two_seams_tells_how_far_pieces_lie_apart() -> None:
