@@ -43,13 +43,16 @@ def map_of(view: View) -> AffineMap | None:
     return affine_map(algorithm.defense, view.image_shape) if fixed else None
 
 
-def mirrors(view: View) -> bool:
-    """Say whether the view's defense is a fixed affine map that turns mirrored images into mirrored releases."""
+def mirrors(view: View) -> list[int]:
+    """Return the axes along which images may be mirrored: 3 left to right, 2 upside down.
+
+    Along these the view's defense, a fixed affine map, turns mirrored images into mirrored releases.
+    """
     through = map_of(view)
     if through is None:
-        return False
+        return []
     some = torch.rand(1, *view.image_shape, generator=generator(0), dtype=torch.float64)
-    return bool((through(some.flip(3)) - through(some).flip(3)).abs().max() < _TOLERANCE)
+    return [axis for axis in (3, 2) if (through(some.flip(axis)) - through(some).flip(axis)).abs().max() < _TOLERANCE]
 
 
 def noise_of(view: View) -> float:

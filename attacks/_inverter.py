@@ -244,11 +244,11 @@ def known_labels(view: View) -> Tensor:
 
 
 def estimated(inverter: Inverter, view: View, released: Tensor, labels: Tensor) -> Tensor:
-    """Return estimates `[n, C, H, W]` in [0, 1]: of two, the mean, where mirrored images are released mirrored."""
-    found = inverter.estimate(released, labels)
-    if not mirrors(view):
-        return found
-    return (found + inverter.estimate(released.flip(3), labels).flip(3)) / 2
+    """Return estimates `[n, C, H, W]` in [0, 1]: the mean over all ways in which releases of mirrored images mirror."""
+    ways: list[list[int]] = [[]]
+    for axis in mirrors(view):
+        ways += [[*way, axis] for way in ways]
+    return torch.stack([inverter.estimate(released.flip(way), labels).flip(way) for way in ways]).mean(0)
 
 
 def problem_of(view: View, free: bool) -> Problem:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ppbench.attacks import _ridge
+from ppbench.attacks._affine import mirrors
 from ppbench.attacks._linear_map import LinearMap, shape_of
 from ppbench.attacks._pairs import augmented, held_out, learnt, with_one_key
 from ppbench.attacks._simulate import Simulated, joined, simulate
@@ -53,10 +54,14 @@ def fixed(some: Lesson, batch: int, steps: int, rng: torch.Generator) -> Iterato
 
 def protected_anew(view: View, base: LinearMap, images: Images, batch: int, steps: int,
                    rng: torch.Generator) -> Iterator[Lesson]:
-    """Yield minibatches of images moved, mirrored and protected with fresh keys."""
+    """Yield minibatches of images moved, mirrored and protected with fresh keys.
+
+    Where it makes no difference to the defense, half of them are turned upside down: estimates are fine structure then.
+    """
+    turned = 2 in mirrors(view)
     for rows in shuffled_passes(len(images), batch, steps, rng).split(TOGETHER):
         some = images[rows.flatten()]
-        made = simulate(view, replace(some, pixels=augmented(some.pixels, rng)), spawn(rng))
+        made = simulate(view, replace(some, pixels=augmented(some.pixels, rng, turned)), spawn(rng))
         for k in torch.randperm(len(made), generator=rng).chunk(len(rows)):
             yield _forgetting(lesson(base, made[k]), rng)
 

@@ -15,14 +15,22 @@ ENOUGH = 1024  # but not many more than these
 SHIFT = 8  # images are moved by up to one part in so many of their side
 
 
-def augmented(pixels: Tensor, rng: torch.Generator) -> Tensor:
-    """Move every image by a few pixels, mirrored at its border, and mirror half of them left to right."""
+def augmented(pixels: Tensor, rng: torch.Generator, turned: bool = False) -> Tensor:
+    """Move every image by a few pixels, mirrored at its border, and mirror half of them left to right.
+
+    Args:
+        pixels: `[n, C, H, W]`.
+        rng: draws.
+        turned: turn half of them upside down as well.
+    """
     n, _, h, w = pixels.shape
     down, across = h // SHIFT, w // SHIFT
     padded = F.pad(pixels, (across, across, down, down), mode="reflect")
     top = torch.randint(2 * down + 1, (n, 1), generator=rng) + torch.arange(h)
     left = torch.randint(2 * across + 1, (n, 1), generator=rng) + torch.arange(w)
     left = torch.where(torch.rand(n, 1, generator=rng) < 0.5, left.flip(1), left)
+    if turned:
+        top = torch.where(torch.rand(n, 1, generator=rng) < 0.5, top.flip(1), top)
     return padded[torch.arange(n)[:, None, None], :, top[:, :, None], left[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 

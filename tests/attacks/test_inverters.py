@@ -222,8 +222,8 @@ def test_harmful_training_is_undone(attack: InverterAttack) -> None:
     assert base < flat
     assert min(later, default=math.inf) > base
     linear = wild.prior().load(priors["inverter"], view).base
-    straight, turned = (linear.apply(some, view.image_shape) for some in (view.images, view.images.flip(3)))
-    assert torch.equal(found.images, (straight + turned.flip(3)) / 2)
+    ways = [linear.apply(view.images.flip(way), view.image_shape).flip(way) for way in ([], [3], [2], [2, 3])]
+    torch.testing.assert_close(found.images, torch.stack(ways).mean(0))
 
 
 @dataclass(frozen=True)
@@ -235,8 +235,8 @@ class Aside(PerImageDefense):
 
 
 def test_only_maps_that_mirror_are_averaged_over_mirrored_releases() -> None:
-    assert mirrors(toy(ref=MIXUP))
-    assert not mirrors(with_defense(toy(), Aside()))
+    assert mirrors(toy(ref=MIXUP)) == [3, 2]
+    assert mirrors(with_defense(toy(), Aside())) == [2]
 
 
 @both
@@ -308,20 +308,24 @@ def test_released_images_of_any_shape_are_read(attack: InverterAttack, released:
 
 # --- training --------------------------------------------------------------------------------------------------
 
-def test_augmented_images_are_moved_and_mirrored_copies() -> None:
+@pytest.mark.parametrize("upside_down", [False, True])
+def test_augmented_images_are_moved_and_mirrored_copies(upside_down: bool) -> None:
     side = 16
     pixels = torch.arange(side * side).reshape(1, 1, side, side).expand(64, 1, side, side).float()
-    seen = augmented(pixels, generator(0))
+    seen = augmented(pixels, generator(0), upside_down)
     assert seen.shape == pixels.shape
     middle = slice(4, 12)
-    turned = 0
+    turned = torch.zeros(2, 2)
     for image in seen[:, 0]:
-        across = float(image[8, 8] - image[8, 7])
-        assert across in (1.0, -1.0)
-        turned += across < 0
-        assert torch.equal(image[middle, 8].diff(), torch.full((7,), float(side)))
-        assert abs(float(image[8, 8]) // side - 8) <= 2
-    assert 16 < turned < 48
+        down, across = (float(step) for step in (image[9, 8] - image[8, 8], image[8, 9] - image[8, 8]))
+        assert abs(down) == side
+        assert abs(across) == 1
+        turned[int(down < 0), int(across < 0)] += 1
+        assert torch.equal(image[middle, 8].diff(), torch.full((7,), down))
+        assert torch.equal(image[8, middle].diff(), torch.full((7,), across))
+        assert abs(float(image[8, 8]) // side - (7 if down < 0 else 8)) <= 2
+    assert (turned[: 1 + upside_down] > 6).all()
+    assert turned[1].sum() == 0 or upside_down
 
 
 def test_the_loss_is_l1_and_ssim() -> None:
