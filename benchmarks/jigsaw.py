@@ -152,7 +152,7 @@ def compared(row: Row, ours: Solver, gaps: Path | None) -> Iterator[Figure]:
     if row.peers and gaps is not None:
         part = first(row.images, row.peers)
         mine, other = solved(ours, part, row.pieces), by_gaps(gaps, part, row.pieces)
-        yield from beside(row, "gaps", mine, other)
+        yield from beside(row, "gaps", mine, other, peer=True)
         yield at_least(f"{row.name}: gaps, same images", "times our seconds", other.seconds / mine.seconds,
                        TIMES_FASTER)
     torch.set_num_threads(THREADS)
@@ -175,12 +175,12 @@ def of_outcome(row: Row, found: Outcome) -> Iterator[Figure]:
         at_most(row.name, "seconds an image", found.seconds, row.seconds)
 
 
-def beside(row: Row, name: str, mine: Outcome, other: Outcome) -> Iterator[Figure]:
-    """Hold ours to another solver on the same images."""
+def beside(row: Row, name: str, mine: Outcome, other: Outcome, peer: bool = False) -> Iterator[Figure]:
+    """Put another solver beside ours on the same images; ours is held to a peer."""
     for figure in ("direct", "neighbour", "perfect"):
         value, theirs = getattr(mine, figure), getattr(other, figure)
-        yield Figure(f"{row.name}: {name}, same images", figure, theirs, f"< {value:.3f}, ours, or 1",
-                     theirs < value or theirs == value == 1)
+        yield Figure(f"{row.name}: {name}, same images", figure, theirs, f"< {value:.3f}, ours, or 1" if peer else f"{value:.3f}, ours",
+                     theirs < value or theirs == value == 1 if peer else None)
     yield Figure(f"{row.name}: {name}, same images", "seconds an image", other.seconds, f"{mine.seconds:.3g}, ours")
 
 
