@@ -179,8 +179,9 @@ def beside(row: Row, name: str, mine: Outcome, other: Outcome, peer: bool = Fals
     """Put another solver beside ours on the same images; ours is held to a peer."""
     for figure in ("direct", "neighbour", "perfect"):
         value, theirs = getattr(mine, figure), getattr(other, figure)
-        yield Figure(f"{row.name}: {name}, same images", figure, theirs, f"< {value:.3f}, ours, or 1" if peer else f"{value:.3f}, ours",
-                     theirs < value or theirs == value == 1 if peer else None)
+        better = theirs < value or theirs == value == 1
+        yield Figure(f"{row.name}: {name}, same images", figure, theirs,
+                     f"< {value:.3f}, ours, or 1" if peer else f"{value:.3f}, ours", better if peer else None)
     yield Figure(f"{row.name}: {name}, same images", "seconds an image", other.seconds, f"{mine.seconds:.3g}, ours")
 
 
