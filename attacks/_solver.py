@@ -91,7 +91,7 @@ class Search(NamedTuple):
     effort: int = 200_000
     patience: int = 300
     kept: int = 16
-    near: int = 8
+    near: int = 12
     contact: float = 4.0
     noise: float = 1.0
     inherit: float = 4.0
