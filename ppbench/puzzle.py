@@ -16,7 +16,8 @@ from torch import Tensor
 from ppbench.blocks import check_divides, cut, symmetries
 from ppbench.defense import Pieces
 
-PUZZLE_DEFINITION = ("8-bit blocks up to the turns, negatives and colour orders of the cipher; direct: of the whole "
+PUZZLE_DEFINITION = ("8-bit blocks up to the turns, negatives and colour orders of the cipher, or that its shared "
+                     "shuffle of values hides; direct: of the whole "
                      "image; neighbour: multiset of pairs; largest: places joined by true pairs; cheaper: by sum of "
                      "log(1+MGC)+log(1+prediction) in RGB; at least half of the blocks private")
 SCORES = ("piece_direct", "piece_neighbour", "piece_largest", "piece_perfect", "piece_cheaper")

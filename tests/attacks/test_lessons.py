@@ -9,14 +9,15 @@ import torch
 from release_views import attacked, cifar, natural, view_of
 from torch import Tensor
 
-from ppbench.attacks import _lessons
-from ppbench.attacks._lessons import FORGOTTEN, Lesson, fixed, lesson, rehearsal, rehearsed
+from ppbench.attacks import _lessons, _ridge
+from ppbench.attacks._lessons import FORGOTTEN, Lesson, fixed, lesson, protected_anew, rehearsal, rehearsed
 from ppbench.attacks._linear_map import LinearMap, from_pairs
 from ppbench.attacks._pairs import ENOUGH, halves, held_out, learnt, telling_pairs
 from ppbench.attacks._simulate import ANYONE, Simulated, simulate
 from ppbench.attacks.linear import Linear
 from ppbench.attacks.unet_inverter import UnetInverter
 from ppbench.attacks.vit_inverter import VitInverter
+from ppbench.data import Images
 from ppbench.metrics import ssim
 from ppbench.seeding import generator
 from ppbench.view import View
@@ -147,3 +148,17 @@ def test_every_image_is_learnt_from_or_held_out_and_no_more_are_than_decide(coun
     assert len(other) == held
     assert sorted({*one, *other}) == list(range(count))
     assert not set(one) & set(other) or count == 1
+
+
+@pytest.mark.parametrize(("name", "params", "scope", "turned"), [
+    ("mixup", {"patch": 4}, None, True), ("block-scrambling", {"block": 4}, "image", False)])
+def test_images_are_turned_upside_down_where_the_defense_turns_with_them(name: str, params: dict[str, Any],
+                                                                         scope: Any, turned: bool) -> None:
+    """Brightness falls from above to below in every image, unless it was turned."""
+    slope = torch.linspace(0.9, 0.1, 16).view(1, 1, 16, 1).expand(32, 3, 16, 16).contiguous()
+    view = view_of(PRIVATE, Images(slope, PUBLIC.labels[:32], PUBLIC.ids[:32]), name, params, scope)
+    pairs = simulate(view, PUBLIC[torch.arange(8)], generator(0))
+    base = LinearMap(_ridge.fit(pairs.released, pairs.plain, pairs.released, pairs.plain), None)
+    found = next(protected_anew(view, base, view.public, 32, 1, generator(0)))
+    rising = (found.pairs.plain[:, :, 12:].mean((1, 2, 3)) > found.pairs.plain[:, :, :4].mean((1, 2, 3))).sum()
+    assert 6 < rising < 26 if turned else rising == 0
