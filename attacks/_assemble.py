@@ -40,14 +40,14 @@ def assemble(costs: Tensor, grid: Grid, rng: torch.Generator, search: Search | N
     if pieces == 1:
         return in_order(count, grid)
     search, states = search or Search(), states or PLAIN
+    near = search.near or (8 if len(states) == 1 else 12)
     # Ties go to the lowest number: in the given order that would favour the identity.
     orders = permutations(count, pieces, rng)
     seeds = torch.randint(1, 2**62, (count,), generator=rng)
 
     def solved(one: int) -> Boards:
         order = orders[one]
-        puzzle = _puzzle(costs[one], order, grid, search.near, states,
-                         None if places is None else places[one][order])
+        puzzle = _puzzle(costs[one], order, grid, near, states, None if places is None else places[one][order])
         board = solve(puzzle, search, seed_boards(puzzle, search), np.uint64(int(seeds[one])))
         nodes = torch.from_numpy(repaired(puzzle, board) if search.repair else board)
         return Boards(order[nodes >> states.bits][None], (nodes & ((1 << states.bits) - 1))[None])

@@ -72,7 +72,8 @@ class Search(NamedTuple):
         effort: pieces laid at most, on all boards; restarts that go beyond it are left out, but for the first.
         patience: a puzzle whose best board has not improved for so many rounds of breeding is left as it is.
         kept: boards that breed.
-        near: pieces that are tried beside another; all, where none of them is free.
+        near: pieces that are tried beside another; all, where none of them is free. 0 = 8, or 12 where pieces have
+            states, as these hide the right one among more.
         contact: bonus for each neighbour that a place already has, so that holes are filled before arms grow.
         noise: what is added to a piece's cost when it competes for a place; its mean is drawn anew for a board.
         inherit: bonus at most for a pair of pieces for each parent that has it.
@@ -91,7 +92,7 @@ class Search(NamedTuple):
     effort: int = 200_000
     patience: int = 300
     kept: int = 16
-    near: int = 12
+    near: int = 0
     contact: float = 4.0
     noise: float = 1.0
     inherit: float = 4.0
