@@ -4,10 +4,12 @@ import argparse
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -40,6 +42,12 @@ def options(description: str) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a smaller form, at most 2 minutes on 2 cores")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
     return parser.parse_args()
+
+
+def refuse(why: str) -> NoReturn:
+    """End with a sentence that names the fix, and exit code 2."""
+    print(why, file=sys.stderr)
+    sys.exit(2)
 
 
 def at_most(case: str, figure: str, value: float, most: float) -> Figure:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from _puzzles import SCORED, SCORED_BY, Outcome, cho, cifar10, learn, missing, photos, scrambled, solved
 from _released import released
-from _table import Figure, at_least, at_most, show
+from _table import Figure, at_least, at_most, refuse, show
 from torch import Tensor
 
 from ppbench.attacks._solver import Search
@@ -84,7 +84,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(THREADS)
     if missing():
-        raise SystemExit(f"{missing()[0]} is not there: name the folder of real images in PPBENCH_DATA")
+        refuse(f"{missing()[0]} is not there: name the folder of real images in PPBENCH_DATA")
     if asked.gaps is not None:
         check_peer(asked.gaps)
     found = []
@@ -120,7 +120,7 @@ def rows(quick: bool) -> Iterator[Row]:
     test, train = cifar10("test")[0], cifar10("train")[0][5000:]
     some = 100 if quick else 1000
     train = train[:some] if quick else train
-    yield Row("CIFAR-10 test, 4 px", Pieces(4, True), [test[:some]], train, .9, .93, .75, .15, 20, 20)
+    yield Row("CIFAR-10 test, 4 px", Pieces(4, True), [test[:some]], train, .9, .93, .75, .15, 20, 10 if quick else 60)
     yield Row("CIFAR-10 test, 8 px", Pieces(8, True), [test[:some]], train, .98, .995, .97, .02, 20, 20)
     plain, public = photos(0, 10 if quick else SCORED), None if quick else photos(SCORED, 250)
     yield Row("photos 224, 16 px", Pieces(16, True), [plain], public, .95, .97, .75, .5, 20, 2 if quick else 10)
@@ -189,8 +189,8 @@ def check_peer(python: Path) -> None:
     """Leave with a sentence unless a Python has the peer."""
     try:
         subprocess.run([python, "-c", "import gaps.genetic_algorithm"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise SystemExit(f"{python} is no Python that has gaps: see --help") from error
+    except (OSError, subprocess.CalledProcessError):
+        refuse(f"{python} is no Python that has gaps: see --help")
 
 
 def by_gaps(python: Path, sets: Sequence[Tensor], pieces: Pieces) -> Outcome:
