@@ -7,10 +7,7 @@ import pytest
 import torch
 from inverter_views import QUICK, both, network, smooth
 
-from ppbench.attacks._inverter import (
-    InverterAttack,
-    Problem,
-)
+from ppbench.attacks._inverter import InverterAttack, Problem
 from ppbench.attacks._inverter_vit import MAX_TOKENS, VitCodec, patch_side
 from ppbench.blocks import cut, join, permutations, permute_rows
 from ppbench.data import Shape

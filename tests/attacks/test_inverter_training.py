@@ -7,12 +7,7 @@ import torch
 from inverter_views import CIPHER, NONE, QUICK, both, smooth, toy, trained, view_of, with_defense
 from torch import Tensor
 
-from ppbench.attacks._inverter import (
-    InverterAttack,
-    InverterPrior,
-    Problem,
-    loss_of,
-)
+from ppbench.attacks._inverter import InverterAttack, InverterPrior, Problem, loss_of
 from ppbench.attacks._inverter_unet import UNet
 from ppbench.attacks._inverter_vit import VitCodec
 from ppbench.attacks._pairs import augmented, halves

@@ -27,12 +27,7 @@ from torch import Tensor
 
 from ppbench.attacks import _ridge
 from ppbench.attacks._affine import mirrors
-from ppbench.attacks._inverter import (
-    Inverter,
-    InverterAttack,
-    loss_of,
-    problem_of,
-)
+from ppbench.attacks._inverter import Inverter, InverterAttack, loss_of, problem_of
 from ppbench.attacks._linear_map import LinearMap
 from ppbench.attacks.unet_inverter import UnetInverter
 from ppbench.attacks.vit_inverter import VitInverter
