@@ -198,7 +198,7 @@ def _worth(puzzle, kin, around, node, noise, state):  # type: ignore[no-untyped-
 @compiled
 def _appraise(puzzle, canvas, kin, search, place, noise, state):  # type: ignore[no-untyped-def]
     """Find the best free node for a place, among those near its neighbours, or else among all, and note it."""
-    step = 2 * max(puzzle.rows, puzzle.columns) + 1
+    step = 2 * puzzle.columns + 1
     around = (canvas.node[place - 1], canvas.node[place + 1], canvas.node[place - step], canvas.node[place + step])
     best, who, touching = _NEVER, -1, 0
     for direction in range(4):
@@ -279,7 +279,7 @@ def _lay(puzzle, canvas, step, place, node):  # type: ignore[no-untyped-def]
 @compiled
 def _grow(puzzle, canvas, kin, search, left, noise, state):  # type: ignore[no-untyped-def]
     """Put down the `left` pieces that are still free."""
-    step = 2 * max(puzzle.rows, puzzle.columns) + 1
+    step = 2 * puzzle.columns + 1
     size = 0
     for row in range(canvas.box[0] - 1, canvas.box[1] + 2):
         for column in range(canvas.box[2] - 1, canvas.box[3] + 2):
@@ -600,8 +600,7 @@ def _clear(canvas):  # type: ignore[no-untyped-def]
 def _plant(puzzle, canvas, board, held):  # type: ignore[no-untyped-def]
     """Lay what is held of a board on the empty canvas, its first row and column where they leave room on all sides."""
     rows, columns = board.shape
-    side = max(rows, columns)
-    step, top, left = 2 * side + 1, rows, columns
+    step, top, left = 2 * columns + 1, rows, columns
     for place in range(rows * columns):
         if held[place]:
             top, left = min(top, place // columns), min(left, place % columns)
@@ -609,14 +608,14 @@ def _plant(puzzle, canvas, board, held):  # type: ignore[no-untyped-def]
     for place in range(rows * columns):
         if held[place]:
             row, column = place // columns, place % columns
-            _lay(puzzle, canvas, step, (side + row - top) * step + side + column - left, board[row, column])
+            _lay(puzzle, canvas, step, (rows + row - top) * step + columns + column - left, board[row, column])
 
 
 @compiled
 def _read(canvas, board):  # type: ignore[no-untyped-def]
     """Copy the grown board off the canvas."""
     rows, columns = board.shape
-    step = 2 * max(rows, columns) + 1
+    step = 2 * columns + 1
     for row in range(rows):
         for column in range(columns):
             board[row, column] = canvas.node[(canvas.box[0] + row) * step + canvas.box[2] + column]
@@ -633,8 +632,7 @@ def solve(puzzle, search, seeds, seed):  # type: ignore[no-untyped-def]
         seed: uint64 above 0.
     """
     rows, columns = puzzle.rows, puzzle.columns
-    side, pieces = max(rows, columns), rows * columns
-    places = (2 * side + 1) ** 2
+    pieces, places = rows * columns, (2 * rows + 1) * (2 * columns + 1)
     state = np.empty(1, np.uint64)
     state[0] = seed
     heap = 8 * (places + pieces)
@@ -659,7 +657,7 @@ def solve(puzzle, search, seeds, seed):  # type: ignore[no-untyped-def]
             break
         _clear(canvas)
         first = int(_uniform(state) * pieces) << puzzle.bits | int(_uniform(state) * len(puzzle.face))
-        _lay(puzzle, canvas, 2 * side + 1, side * (2 * side + 1) + side, first)
+        _lay(puzzle, canvas, 2 * columns + 1, rows * (2 * columns + 1) + columns, first)
         _grow(puzzle, canvas, Kin(pair, 0.0), search, pieces - 1, 0.5 * search.noise * (start > 0), state)
         laid += pieces
         _read(canvas, board)

@@ -82,6 +82,6 @@ def check_size(grid: Grid, states: States) -> int:
     pieces = grid[0] * grid[1]
     entries = 4 * pieces**2 * len(states)
     if entries > _MOST:
-        raise UserError(f"{pieces} pieces in {len(states)} states would need tables of {entries * 4 / 2**30:.0f} GiB "
-                        f"each: choose larger pieces")
+        raise UserError(f"{pieces:,} pieces{f' in {len(states)} states' if len(states) > 1 else ''} would need tables "
+                        f"of {entries * 4 / 2**30:.0f} GiB each: choose larger pieces")
     return entries

@@ -1,5 +1,6 @@
 """Which way round is an image, is it a negative, which colour is red? Told by what public images look like."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ _CHOICES = 8  # states of an image that are compared at a time
 _BATCH = 48
 _HELD = 256
 _RATE = 3e-3
+_MIRROR = 4  # among the turns: mirrored left to right
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,12 @@ class UprightPrior(Prior):
     width: int = 24
 
     def train(self, view: View, rng: torch.Generator) -> Tensors:
-        """Return weights (`net.*`) and `objective` (held-out losses)."""
+        """Return weights (`net.*`), `objective` (held-out losses) and `told`.
+
+        That is the share of held-out images that are found in the right state, or in its mirror image.
+        """
         channels = view.image_shape[0]
-        states = self._states(channels)
+        states = self.states(channels)
         with torch.enable_grad(), seeded(int(torch.randint(2**62, (), generator=rng))) as own:
             net = _network(channels, self.width)
             small = thumbnails(view.public.pixels.cpu())
@@ -59,7 +64,8 @@ class UprightPrior(Prior):
             rows = shuffled_passes(len(lessons), min(_BATCH, len(lessons)), self.steps, own)
             course = descend(net, (_choices(lessons[some], states, own) for some in rows),
                              lambda some: _loss(net, some), judge, Descent(self.steps, _RATE))
-        return {"objective": torch.tensor(course.losses)} \
+            told = _told(net.eval(), kept, states)
+        return {"objective": torch.tensor(course.losses), "told": torch.tensor(told)} \
             | {f"net.{name}": value for name, value in copied(net).items()}
 
     def load(self, found: Tensors, channels: int) -> nn.Module:
@@ -70,7 +76,8 @@ class UprightPrior(Prior):
                              if name.startswith("net.")})
         return net.eval()
 
-    def _states(self, channels: int) -> States:
+    def states(self, channels: int) -> States:
+        """List the states that an image of so many channels may be in."""
         return states_of(Pieces(1, True, "kept", self.turned, self.negated, self.recoloured), channels)
 
 
@@ -89,8 +96,7 @@ def upright(images: Tensor, states: States, net: nn.Module, groups: Tensor) -> T
     """
     square = images.shape[2] == images.shape[3]
     kept = [n for n in range(len(states)) if square or int(states.turns[n]) % 2 == 0]
-    small = thumbnails(images)
-    scores = torch.stack([net(_put(small, states, n))[:, 0] for n in kept])
+    scores = _scores(net, thumbnails(images), states, kept)
     group = groups.unique(return_inverse=True)[1]
     best = torch.zeros(len(kept), int(group.max()) + 1).index_add_(1, group, scores).argmax(0)[group]
     found = images.clone()
@@ -113,10 +119,32 @@ def _put(images: Tensor, states: States, state: int) -> Tensor:
     return 1 - turned if bool(states.negative[state]) else turned
 
 
+def _scores(net: nn.Module, small: Tensor, states: States, kept: Sequence[int]) -> Tensor:
+    """Say how much thumbnails look like public images in each state, `[states, n]`."""
+    return torch.stack([net(_put(small, states, n))[:, 0] for n in kept])
+
+
+def _told(net: nn.Module, small: Tensor, states: States) -> float:
+    """Return the share of upright thumbnails that no state but a mirror image looks better in."""
+    with torch.no_grad():
+        best = _scores(net, small, states, range(len(states))).argmax(0)
+    return float(torch.isin(best, torch.tensor([0, *_mirrored(states)])).double().mean())
+
+
+def _mirrored(states: States) -> list[int]:
+    """Number the state in which an image is mirrored left to right and nothing else, if it is one."""
+    return [n for n in range(len(states)) if int(states.turns[n]) == _MIRROR and not bool(states.negative[n])
+            and torch.equal(states.colours[n], states.colours[0])]
+
+
 def _choices(images: Tensor, states: States, rng: torch.Generator) -> Tensor:
-    """Return each image, then in some other states: `[n, 1 + others, C, s, s]`; half of all are mirrored first."""
+    """Return each image, then in some other states: `[n, 1 + others, C, s, s]`; half of all are mirrored first.
+
+    Left and right are not told apart.
+    """
     mirrored = torch.where(torch.rand(len(images), 1, 1, 1, generator=rng) < 0.5, images, images.flip(3))
-    others = (1 + torch.randperm(len(states) - 1, generator=rng)[: _CHOICES - 1]).tolist()
+    rivals = torch.tensor([n for n in range(1, len(states)) if n not in _mirrored(states)])
+    others = rivals[torch.randperm(len(rivals), generator=rng)[: _CHOICES - 1]].tolist()
     return torch.stack([mirrored, *(_put(mirrored, states, n) for n in others)], 1)
 
 

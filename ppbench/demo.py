@@ -1,12 +1,14 @@
 """One picture cut up, shuffled and put together again: what `jigsaw` does, to look at."""
 
 import io
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 
 import numpy as np
 import psutil
@@ -34,9 +36,11 @@ _DEEP_MODES = ("I", "F")
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in pillow's grey
 _GRANTED: frozenset[Capability] = frozenset({"images", "algorithm"})
 _LEARNING: frozenset[Capability] = frozenset({"public"})
-_SAME = 1 / 255  # mean difference of two copies of a picture, at most
+_SAME = 4 / 255  # mean difference of two copies of a picture, at most, in thumbnails of so many pixels a side:
+_THUMBNAIL = 16
 _TABLES = 5  # float32 tables of all seams that the attack holds at a time, about; with a network that looks at them:
 _TABLES_LEARNT = 7
+_A_VALUE = 80  # bytes that all copies of a value of the picture take together, about
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,10 @@ def demonstrate(image: Path, output: Path, settings: Settings) -> Iterator[str]:
     Raises:
         UserError: a file cannot be read or written, the pieces do not fit, or there are too many.
     """
+    attack = build(settings.solver)
     material = gathered(image, output, settings)
     yield from _described(material, settings)
-    view, attack = view_of(material.original, settings, material.public), build(settings.solver)
+    view = view_of(material.original, settings, material.public)
     started = time.perf_counter()
     priors = learnt(attack, view, settings.rng("training"))
     trained = time.perf_counter()
@@ -137,13 +142,12 @@ def gathered(image: Path, output: Path, settings: Settings) -> Material:
         raise UserError("--steps is about photos to learn from: give --public FOLDER as well")
     picture = read_picture(image)
     original = cropped(picture, settings.piece)
-    check_output(output, image)
     channels, height, width = original.shape
     check_memory(settings, (channels, height, width))
-    if settings.public is None:
-        return Material(picture, original, None)
     side = max(2 * settings.piece, min(height, width))
-    return Material(picture, original, public_photos(settings.public, side, picture))
+    public = None if settings.public is None else public_photos(settings.public, side, picture)
+    check_output(output, image)
+    return Material(picture, original, public)
 
 
 def read_picture(path: Path) -> Tensor:
@@ -153,14 +157,17 @@ def read_picture(path: Path) -> Tensor:
         UserError: there is none, or pillow cannot read it.
     """
     try:
-        with Image.open(path) as picture:
+        with catch_warnings(action="ignore", category=Image.DecompressionBombWarning), Image.open(path) as picture:
             if picture.mode.startswith(_DEEP_MODES):
                 raise UserError(f"the picture {str(path)!r} has more than 8 bits a pixel: save it with 8 bits")
             upright = ImageOps.exif_transpose(picture)
             pixels = np.asarray(upright.convert("L" if picture.mode in _GREY_MODES else "RGB"))
     except FileNotFoundError as error:
         raise UserError(f"the picture {str(path)!r} does not exist: give the path of an image file") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise UserError(f"the picture {str(path)!r} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: give a "
+                        "smaller one") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UserError(f"the picture {str(path)!r} cannot be read ({error}): give an image file that pillow "
                         "reads, say PNG or JPEG") from error
     return _from_bytes(pixels.reshape(1, *pixels.shape[:2], -1))[0]
@@ -211,7 +218,8 @@ def check_memory(settings: Settings, shape: Shape) -> None:
     states = len(symmetries_of(build(settings.cipher).pieces(shape), shape[0]))
     count = (shape[1] // settings.piece) * (shape[2] // settings.piece)
     pair = 4 * 4 * states * (_TABLES if settings.public is None else _TABLES_LEARNT)  # bytes
-    needed, free = pair * count**2, psutil.virtual_memory().available
+    needed = pair * count**2 + _A_VALUE * math.prod(shape)
+    free = psutil.virtual_memory().available
     if needed > free:
         raise UserError(f"{count:,} pieces{f' in {states} states' if states > 1 else ''} need about "
                         f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free: choose a larger "
@@ -220,6 +228,8 @@ def check_memory(settings: Settings, shape: Shape) -> None:
 
 def public_photos(folder: Path, side: int, picture: Tensor) -> Tensor:
     """Return the central squares of the photos in a folder, `[N, C, side, side]`, without the picture itself.
+
+    Nor with a copy of it, turned, mirrored or saved with some loss; parts of it are not noticed.
 
     Args:
         folder: of image files, as the data set `folder` reads them.
@@ -233,8 +243,8 @@ def public_photos(folder: Path, side: int, picture: Tensor) -> Tensor:
     dataset: Dataset = build(Ref("datasets", "folder", file=str(folder)))
     pixels = np.concatenate([pool.pixels for pool in dataset.pools(side).values()])
     photos = _in_channels(_from_bytes(pixels), len(picture))
-    own = _square(picture, side)
-    others = torch.tensor([bool((photo - own).abs().mean() > _SAME) for photo in photos])
+    own = _every_way_round(_thumbnails(_square(picture, side)[None]))
+    others = (_thumbnails(photos)[:, None] - own).abs().mean((2, 3, 4)).amin(1) > _SAME
     if not others.any():
         raise UserError(f"the folder {str(folder)!r} has no photo but the picture itself: put others into it")
     return photos[others]
@@ -259,21 +269,30 @@ def learnt(attack: Attack, view: View, rng: torch.Generator) -> Priors:
 
 
 def scores_of(solved: Tensor, original: Tensor, view: View) -> dict[str, float]:
-    """Score a solution `[C, H, W]` as `puzzle_scores` does; `states`: how many a piece could be in."""
+    """Score a solution `[C, H, W]` as `puzzle_scores` does.
+
+    Besides, `states`: how many a piece could be in; `as_it_stands`: share of pieces in their place with the whole
+    picture left as it was estimated.
+    """
     pieces = view.algorithm.defense.pieces(view.image_shape)
     assert pieces is not None
     scores = {name: float(values[0]) for name, values in puzzle_scores(solved[None], original[None], pieces).items()}
-    return {**scores, "states": len(symmetries_of(pieces, len(original)))}
+    plain = replace(pieces, turned=False, negated=False, recoloured=False)
+    standing = float(puzzle_scores(solved[None], original[None], plain)["piece_direct"].nan_to_num())
+    return {**scores, "states": len(symmetries_of(pieces, len(original))), "as_it_stands": standing}
 
 
 def in_words(scores: Mapping[str, float]) -> list[str]:
     """Say what `scores_of` found, one line each."""
-    frame = ", the picture as a whole turned or coloured as fits best" if scores["states"] > 1 else ""
+    stateful = scores["states"] > 1
+    frame = ", the picture as a whole turned or coloured as fits best" if stateful else ""
+    upright = _yes(float(0 < scores["as_it_stands"] == scores["piece_direct"]))
     return [f"direct comparison (Dc): {scores['piece_direct']:.1%} of the pieces are in their place{frame}",
             f"neighbour comparison (Nc): {scores['piece_neighbour']:.1%} of the pairs of neighbours are there",
             f"largest component: {scores['piece_largest']:.1%} of the places are in the largest part put together",
             f"perfect: {_yes(scores['piece_perfect'])}",
-            f"seams cost less than the original's: {_yes(scores['piece_cheaper'])}"]
+            f"seams cost less than the original's: {_yes(scores['piece_cheaper'])}",
+            *([f"whole picture the right way round and in its colours: {upright}"] if stateful else [])]
 
 
 def side_by_side(*pictures: Tensor) -> Tensor:
@@ -345,6 +364,15 @@ def _square(picture: Tensor, side: int) -> Tensor:
     top, left = (height - least) // 2, (width - least) // 2
     square = picture[None, :, top:top + least, left:left + least]
     return F.interpolate(square, (side, side), mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+def _thumbnails(squares: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(squares, min(_THUMBNAIL, squares.shape[3]))
+
+
+def _every_way_round(square: Tensor) -> Tensor:
+    """Turn and mirror a square `[1, C, s, s]`: `[8, C, s, s]`."""
+    return torch.cat([side.rot90(turn, (2, 3)) for side in (square, square.flip(3)) for turn in range(4)])
 
 
 def _yes(value: float) -> str:

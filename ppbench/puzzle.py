@@ -1,8 +1,10 @@
 """How much of a scrambled image was put together, and whether its seams misled the solver; from images alone.
 
-Blocks are compared by their contents, in 8 bit: copies count as the same, and no key is asked. What a cipher does to
-single blocks it could do to the whole image, and nobody could tell: an image that came back turned, negative or in
-other colours is as good as the private one where the cipher turns, negates or recolours, or shuffles values.
+Blocks are compared by their contents, in 8 bit: copies count as the same, and no key is asked. Where a cipher shuffles
+the values of all blocks alike, one value that an attack has in the wrong place would spoil every block: there a block
+counts as the private one that it has most values of, if these are more than half. What a cipher does to single blocks
+it could do to the whole image, and nobody could tell: an image that came back turned, negative or in other colours is
+as good as the private one where the cipher turns, negates or recolours, or shuffles values.
 """
 
 from dataclasses import dataclass
@@ -13,16 +15,18 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from ppbench.blocks import check_divides, cut, symmetries
+from ppbench.blocks import check_divides, cut, join, symmetries
 from ppbench.defense import Pieces
 
 PUZZLE_DEFINITION = ("8-bit blocks up to the turns, negatives and colour orders of the cipher, or that its shared "
-                     "shuffle of values hides; direct: of the whole "
-                     "image; neighbour: multiset of pairs; largest: places joined by true pairs; cheaper: by sum of "
-                     "log(1+MGC)+log(1+prediction) in RGB; at least half of the blocks private")
+                     "shuffle of values hides (there also with fewer than half of the values wrong); direct: of the "
+                     "whole image; neighbour: multiset of pairs; largest: places joined by true pairs; cheaper: by "
+                     "sum of log(1+MGC)+log(1+prediction) in RGB; at least half of the blocks private")
 SCORES = ("piece_direct", "piece_neighbour", "piece_largest", "piece_perfect", "piece_cheaper")
 
 _MADE_OF = 0.5  # the least share of private blocks: below it the estimate is no attempt at the puzzle
+_RIGHT = 0.5  # the share of a block's values above which it counts as the private one that has as many, of these
+_NEAREST = 32  # by distance
 _MARGIN = 1e-6  # relative: two costs this close are equal up to rounding
 _CHUNK_VALUES = 2**22  # values held at once a tensor: 32 MiB in int64
 
@@ -88,7 +92,7 @@ def puzzle_scores(estimates: Tensor, private: Tensor, pieces: Pieces) -> dict[st
     group = symmetries_of(pieces, channels)
     held = len(group) * (height // pieces.size) * (width // pieces.size) + private[0].numel()
     rows = max(1, _CHUNK_VALUES // held)
-    parts = [_scores(_levels(x), _levels(y), pieces.size, group)
+    parts = [_scores(_levels(x), _levels(y), pieces, group)
              for x, y in zip(estimates.split(rows), private.split(rows), strict=True)]
     return dict(zip(SCORES, torch.cat(parts, 1), strict=True))
 
@@ -116,9 +120,11 @@ def _levels(images: Tensor) -> Tensor:
     return (images.clamp(0, 1) * 255).round().long()
 
 
-def _scores(estimates: Tensor, private: Tensor, size: int, group: Symmetries) -> Tensor:
+def _scores(estimates: Tensor, private: Tensor, pieces: Pieces, group: Symmetries) -> Tensor:
     """Return the five scores `[5, N]` of levels `[N, C, H, W]`."""
-    mine, true = _codes(estimates, size, group), _codes(private, size, group)
+    size = pieces.size
+    read = _mended(estimates, private, size, group) if pieces.pixels == "shared" else estimates
+    mine, true = _codes(read, size, group), _codes(private, size, group)
     direct = _direct(mine, true[:, 0, 0], group)
     beside, below = _pairs(mine, group)
     pairs = torch.cat([pair.flatten(1) for pair in _pairs(true, group)], 1)
@@ -130,6 +136,30 @@ def _scores(estimates: Tensor, private: Tensor, size: int, group: Symmetries) ->
     return scores.where(made_of >= _MADE_OF, torch.nan)
 
 
+def _mended(estimates: Tensor, private: Tensor, size: int, group: Symmetries) -> Tensor:
+    """Replace blocks by the private block, under some symmetry, that they have most of their values from."""
+    mine, true = cut(estimates, size).flatten(2), cut(private, size).flatten(2)
+    looks = _looks(size, private.shape[1], group)
+    found = []
+    for blocks, own in zip(mine, true, strict=True):
+        every = own[:, looks].flatten(0, 1)
+        every = torch.cat([every, 255 - every]) if group.negated else every
+        for some in blocks.split(max(1, _CHUNK_VALUES // len(every))):
+            near = torch.cdist(some.float(), every.float()).topk(min(_NEAREST, len(every)), largest=False).indices
+            right, best = (every[near] == some[:, None]).double().mean(2).max(1)
+            meant = every[near.gather(1, best[:, None])[:, 0]]
+            found.append(torch.where(right[:, None] > _RIGHT, meant, some))
+    channels, height, width = estimates.shape[1:]
+    return join(torch.cat(found).view(*mine.shape[:2], channels, size, size), (channels, height, width))
+
+
+def _looks(size: int, channels: int, group: Symmetries) -> Tensor:
+    """Return from where every value of a block is taken, `[states * orders, values]`."""
+    places = torch.arange(channels * size * size).view(channels, -1)
+    return torch.stack([places[list(order)][:, state].flatten()
+                        for state in symmetries(size)[list(group.states)] for order in group.orders])
+
+
 def _codes(levels: Tensor, size: int, group: Symmetries) -> Tensor:
     """Number the contents of every block under every symmetry, `[N, states, looks, rows, columns]` int64.
 
@@ -137,10 +167,8 @@ def _codes(levels: Tensor, size: int, group: Symmetries) -> Tensor:
     the channels, as it is or as a negative.
     """
     channels, height, width = levels.shape[1:]
-    places = torch.arange(channels * size * size).view(channels, -1)
-    sources = torch.stack([places[list(order)][:, state].flatten()
-                           for state in symmetries(size)[list(group.states)] for order in group.orders])
-    weights = _random(places.numel(), 0)[sources.argsort(1)]  # what a value counts for where the symmetry puts it
+    sources = _looks(size, channels, group)
+    weights = _random(sources.shape[1], 0)[sources.argsort(1)]  # what a value counts for where the symmetry puts it
     codes: Tensor = cut(levels, size).flatten(2) @ weights.T
     codes = codes.view(-1, height // size, width // size, len(group.states), len(group.orders))
     if group.negated:

@@ -62,6 +62,7 @@ def test_a_photo_is_shuffled_and_solved(call: Run, place: Path) -> None:
     assert share(out, "direct comparison (Dc)") > 0.9
     assert share(out, "largest component") > 0.9
     assert out.count("perfect: ") == out.count("seams cost less than the original's: ") == 1
+    assert "the right way round" not in out
     original, shuffled, solved = parts(place / "photo-jigsaw.png", 128, 160)
     assert (original == np.asarray(photo(128, 160))).all()
     assert np.abs(solved.astype(float) - original).mean() < 0.2 * np.abs(shuffled.astype(float) - original).mean()
@@ -79,6 +80,7 @@ def test_pieces_may_be_turned_and_recoloured(call: Run, place: Path, flags: list
     assert "note: up to the state of the whole image" in out
     assert share(out, "neighbour comparison (Nc)") > 0.7
     assert "turned or coloured as fits best" in out
+    assert out.count("whole picture the right way round and in its colours: ") == 1
     assert len(parts(place / "new" / "out.png", 128, 160)) == 3
 
 
@@ -173,7 +175,9 @@ def test_the_picture_itself_is_no_public_photo(call: Run, place: Path) -> None:
     code, out, err = call("photo.png", "--public", "folder")
     assert (code, out) == (2, "")
     assert "no photo but the picture itself" in err
-    photo(128, 160).rotate(180).save(place / "folder" / "other.png")
+    photo(128, 160).transpose(Image.Transpose.FLIP_LEFT_RIGHT).convert("CMYK").save(place / "folder" / "mirrored.jpg")
+    photo(128, 160).rotate(90, expand=True).save(place / "folder" / "turned.gif")
+    Image.fromarray(skimage.data.coffee()).save(place / "folder" / "other.png")
     for side in (32, 128, 160):
         assert len(public_photos(place / "folder", side, picture)) == 1
     photo(128, 160).convert("L").save(place / "grey.png")
@@ -207,7 +211,9 @@ def test_the_attack_sees_what_ciphertext_only_grants(place: Path, public: torch.
     (("deep.png",), ["more than 8 bits", "save it with 8 bits"]),
     (("photo.png", "--piece", "129"), ["128 x 160", "choose --piece 128 or less"]),
     (("photo.png", "--piece", "0"), ["--piece", "x>=1", "ppbench jigsaw --help"]),
-    (("photo.png", "--effort", "0"), ["--effort", "x>=1"]),
+    (("photo.png", "--effort", "0"), ["--effort", "1<=x<=2147483647"]),
+    (("photo.png", "--effort", "9" * 20), ["--effort", "1<=x<=2147483647"]),
+    (("photo.png", "--public", "folder", "-o", "new/out.png"), ["'folder' has no images"]),
     (("photo.png", "--seed", "-1"), ["--seed", "x>=0"]),
     (("photo.png", "--public", "folder"), ["'folder' has no images"]),
     (("photo.png", "--public", "nowhere"), ["'nowhere' does not exist", "folder of images"]),
@@ -232,7 +238,7 @@ def test_bad_input_is_one_sentence(call: Run, place: Path, arguments: tuple[str,
 
 
 @pytest.mark.parametrize(("flags", "words"), [
-    ([], ["20,480 pieces need about 31.2 GiB"]), (["--turn"], ["20,480 pieces in 8 states need about 250.0 GiB"]),
+    ([], ["20,480 pieces need about 31.3 GiB"]), (["--turn"], ["20,480 pieces in 8 states need about 250.0 GiB"]),
     (["--public", "folder"], ["20,480 pieces need about 43.8 GiB"])])
 def test_more_pieces_than_memory_are_refused(call: Run, monkeypatch: pytest.MonkeyPatch, flags: list[str],
                                              words: list[str]) -> None:
@@ -240,6 +246,33 @@ def test_more_pieces_than_memory_are_refused(call: Run, monkeypatch: pytest.Monk
     code, out, err = call("photo.png", "--piece", "1", *flags)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert all(word in err for word in [*words, "1.0 GiB are free", "choose a larger --piece"]), err
+
+
+def test_a_picture_beyond_memory_is_refused_with_large_pieces_too(call: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**21}))
+    code, out, err = call("photo.png", "--piece", "64")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "a smaller picture" in err
+
+
+def test_a_picture_of_too_many_pixels_is_refused_for_that(call: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    code, out, err = call("photo.png")
+    assert (code, out, err) == (2, "", "ppbench: the picture 'photo.png' has more than 20,000 pixels: give a smaller "
+                                "one\n")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)  # where pillow only warns
+    assert call("photo.png")[::2] == (0, "")
+
+
+@pytest.mark.parametrize(("turned", "negated", "right"), [(False, False, True), (True, False, False),
+                                                          (False, True, False)])
+def test_which_way_round_a_picture_came_back_is_told(turned: bool, negated: bool, right: bool) -> None:
+    original = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    view = view_of(original, Settings(turn=True, negative=True), None)
+    solved = original.rot90(1, (1, 2)) if turned else original
+    words = demo.in_words(demo.scores_of(1 - solved if negated else solved, original, view))
+    assert words[-1] == f"whole picture the right way round and in its colours: {'yes' if right else 'no'}"
+    assert "perfect: yes" in words
 
 
 def test_a_disk_that_fills_up_is_told(call: Run, monkeypatch: pytest.MonkeyPatch) -> None:

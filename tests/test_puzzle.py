@@ -244,6 +244,20 @@ def test_other_colours_are_right_where_the_cipher_recolours() -> None:
     assert np.isnan(scored(private[:, [2, 0, 1]], private, Pieces(4, True, turned=True, negated=True))).all()
 
 
+@pytest.mark.parametrize("wrong", [4, 8, 24, 36])
+def test_with_shared_pixels_most_values_make_a_block(wrong: int) -> None:
+    """The same values are wrong in every block, as after a guess that is nearly right; not too far off."""
+    private = board(3, 3)
+    blocks = cut(private, 4).flatten(2)
+    blocks[:, :, :wrong] = 1 - blocks[:, :, :wrong]
+    nearly = join(blocks.view(1, 9, 3, 4, 4), (3, 12, 12)).rot90(1, (2, 3))
+    found = scored(nearly, private, Pieces(4, True, "shared"))
+    assert found == (1, 1, 1, 1) if wrong < 24 else np.isnan(found).all()
+    assert np.isnan(scored(nearly, private, Pieces(4, True, turned=True))).all()
+    if wrong != 24:
+        assert scored(1 - nearly, private, Pieces(4, True, "shared", negated=True)) == (1, 1, 1, 1)
+
+
 def test_grey_images() -> None:
     private = board(3, 3, channels=1)
     assert len(symmetries_of(ETC, 1)) == 16

@@ -64,6 +64,10 @@ def test_small_chunks_cover_all_images(scope: str, monkeypatch: pytest.MonkeyPat
     assert neighbours(found.images, images, UNCHANGED, 16).min() > 0.9
 
 
+def test_defaults_are_those_of_the_search() -> None:
+    assert (Jigsaw().restarts, Jigsaw().effort, Jigsaw().loops) == (Search().restarts, Search().effort, Search().loops)
+
+
 def test_settings_reach_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
