@@ -83,12 +83,8 @@ class Jigsaw(Attack):
     def priors(self, view: View) -> dict[str, Prior]:
         """Name the networks that help with this cipher."""
         pieces = _pieces(view)
-        if pieces is None or "public" not in view.granted:
+        if pieces is None or pieces.pixels != "kept" or "public" not in view.granted:
             return {}
-        if pieces.pixels != "kept":
-            back = pieces.pixels == "shared" and _keys(view) is not None
-            # a shared shuffle hides which way round all blocks are, and which channel is which
-            return {"upright": UprightPrior(True, pieces.negated, True, self.steps)} if self.steps and back else {}
         flags = (pieces.turned, pieces.negated, pieces.recoloured)
         found: dict[str, Prior] = {}
         grid = _grid(view, pieces)

@@ -176,7 +176,6 @@ def test_sixty_four_images_under_one_key_come_back_the_right_way_round(block: in
     private, public = cifar(64, 2000)
     view = view_of(private, public, "block-scrambling", {"block": block}, "global")
     found = attacked(Jigsaw(), view)
-    assert "told right, or mirrored, for " in found.note
     assert max(float(ssim(look, private.pixels).mean()) for look in (found.images, found.images.flip(3))) > 0.98
     pieces = Pieces(block, True, "shared", negated=True)
     assert puzzle_scores(found.images, private.pixels, pieces)["piece_neighbour"].mean() > 0.98
@@ -211,9 +210,7 @@ def test_shuffled_pixels_are_said_to_tell_little(params: dict[str, object], scop
     ("block-scrambling", {**PLAIN_BLOCKS, "block": 8}, "image", 20, {"seams"}),
     ("block-scrambling", {**PLAIN_BLOCKS, "block": 8}, "global", 7, {"seams"}),
     ("block-scrambling", {**PLAIN_BLOCKS, "block": 8}, "global", 8, set()),  # so many tell enough
-    ("block-scrambling", {"block": 8}, "global", 2, {"upright"}),
-    ("block-scrambling", {"block": 8}, "image", 2, set()),  # whose pixels are not put back
-    ("block-scrambling", {"preset": "ele"}, "global", 2, set()),
+    ("block-scrambling", {"block": 8}, "global", 2, set()),
     ("block-scrambling", {"preset": "pe"}, "global", 2, set()),
     ("none", {}, None, 2, set()), ("mixup", {"patch": 4}, None, 2, set())])
 def test_the_networks_that_help_are_named(name: str, params: dict[str, object], scope: str | None, count: int,
@@ -231,8 +228,6 @@ def test_priors_are_asked_for_what_the_cipher_does() -> None:
     coloured, moved = (scrambled_view(photos(2, 64, 64), cipher, 16, "image") for cipher in ("coloured", "moved"))
     assert attack.priors(coloured) == {"upright": UprightPrior(False, True, True, 7)}
     assert attack.priors(moved) == {"seams": SeamPrior(16, 7, 9, 1e-3)}
-    shared = view_of(images_of(photos(2, 32, 32)), PUBLIC, "block-scrambling", {"block": 8}, "global")
-    assert attack.priors(shared) == {"upright": UprightPrior(True, False, True, 7)}  # it hides the whole image's state
 
 
 @pytest.mark.parametrize("better", [False, True])
