@@ -589,6 +589,15 @@ def _some_seam(puzzle, board, draws, state):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def empty_canvas(rows, columns):  # type: ignore[no-untyped-def]
+    """Return a canvas that has room for a frame of rows and columns on all sides of its middle; nothing is set yet."""
+    pieces, places = rows * columns, (2 * rows + 1) * (2 * columns + 1)
+    heap = 8 * (places + pieces)
+    return Canvas(np.empty(places, np.int64), np.empty(pieces, np.bool_), np.empty(4, np.int64), np.empty(places),
+                  np.empty(places, np.int64), np.empty(heap), np.empty(heap, np.int64))
+
+
+@compiled
 def _clear(canvas):  # type: ignore[no-untyped-def]
     canvas.node[:] = -1
     canvas.taken[:] = False
@@ -632,12 +641,10 @@ def solve(puzzle, search, seeds, seed):  # type: ignore[no-untyped-def]
         seed: uint64 above 0.
     """
     rows, columns = puzzle.rows, puzzle.columns
-    pieces, places = rows * columns, (2 * rows + 1) * (2 * columns + 1)
+    pieces = rows * columns
     state = np.empty(1, np.uint64)
     state[0] = seed
-    heap = 8 * (places + pieces)
-    canvas = Canvas(np.empty(places, np.int64), np.empty(pieces, np.bool_), np.empty(4, np.int64), np.empty(places),
-                    np.empty(places, np.int64), np.empty(heap), np.empty(heap, np.int64))
+    canvas = empty_canvas(rows, columns)
     boards, prices = np.empty((search.kept, rows, columns), np.int64), np.empty(search.kept)
     mates = np.empty((search.kept, 4, pieces), np.int64)
     pair, held = np.empty((2, 4, pieces), np.int64), np.empty(pieces, np.bool_)

@@ -50,7 +50,7 @@ class UprightPrior(Prior):
         That is the share of held-out images that are found in the right state, or in its mirror image.
         """
         channels = view.image_shape[0]
-        states = self.states(channels)
+        states = self._states(channels)
         with torch.enable_grad(), seeded(int(torch.randint(2**62, (), generator=rng))) as own:
             net = _network(channels, self.width)
             small = thumbnails(view.public.pixels.cpu())
@@ -76,8 +76,7 @@ class UprightPrior(Prior):
                              if name.startswith("net.")})
         return net.eval()
 
-    def states(self, channels: int) -> States:
-        """List the states that an image of so many channels may be in."""
+    def _states(self, channels: int) -> States:
         return states_of(Pieces(1, True, "kept", self.turned, self.negated, self.recoloured), channels)
 
 

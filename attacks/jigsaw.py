@@ -108,7 +108,6 @@ class Jigsaw(Attack):
         named = self.priors(view)
         seams = named.get("seams")
         net = seams.load(priors["seams"], view.image_shape[0]) if isinstance(seams, SeamPrior) else None
-        unhelpful = isinstance(seams, SeamPrior) and net is None
         search = Search(restarts=self.restarts, effort=self.effort, loops=int(self.loops), linear=int(self.linear),
                         repair=int(self.repair), anneal=self.anneal)
         places = named.get("places")
@@ -117,16 +116,16 @@ class Jigsaw(Attack):
         keys = _keys(view)
         images, note = self._each(view, pieces, solver, rng) if keys is None else \
             self._by_key(view, pieces, keys, solver, rng)
-        note = "; ".join(filter(None, [note, _UNHELPFUL if unhelpful else ""]))
+        notes = [note, _UNHELPFUL if seams is not None and net is None else ""]
         turned = named.get("upright")
         if isinstance(turned, UprightPrior):
             groups = torch.arange(len(images)) if keys is None else keys[view.target_rows]
-            channels = view.image_shape[0]
-            images = upright(images, turned.states(channels), turned.load(priors["upright"], channels), groups)
-            note = "; ".join(filter(None, [note, _TOLD.format(float(priors["upright"]["told"]))]))
+            images = upright(images, states, turned.load(priors["upright"], view.image_shape[0]), groups)
+            notes.append(_TOLD.format(float(priors["upright"]["told"])))
         elif len(states) > 1:
-            note = "; ".join(filter(None, [note, "up to the state of the whole image"]))
-        return Reconstruction(resize(images, view.image_shape), aligned=view.has_partner, note=note)
+            notes.append("up to the state of the whole image")
+        return Reconstruction(resize(images, view.image_shape), aligned=view.has_partner,
+                              note="; ".join(filter(None, notes)))
 
     def _each(self, view: View, pieces: Pieces, solver: Solver, rng: torch.Generator) -> tuple[Tensor, str]:
         """Solve every target on its own."""

@@ -174,8 +174,7 @@ def check(spec: str, kind: str | None, quick: bool) -> None:
 @click.option("--negative", is_flag=True, help="Make a negative of about half of the pieces.")
 @click.option("--recolour", is_flag=True, help="Exchange the colour channels of every piece its own way (6 states).")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all that is random.")
-@click.option("--effort", type=click.IntRange(1, 2**31 - 1),
-              help="Pieces that are laid at most; default: the attack's own.")
+@click.option("--effort", type=click.IntRange(min=1), help="Pieces that are laid at most; default: the attack's own.")
 @click.option("--public", type=click.Path(path_type=Path), metavar="FOLDER",
               help="Photos that the attack learns from first: how seams look, and which way up.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps with --public; default: the attack's own.")

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ppbench.attack import Attack, Priors, check_reconstruction
+from ppbench.blocks import turn
 from ppbench.data import Dataset, Images, Shape
 from ppbench.defense import draw_keys
 from ppbench.errors import UserError
@@ -243,7 +244,7 @@ def public_photos(folder: Path, side: int, picture: Tensor) -> Tensor:
     dataset: Dataset = build(Ref("datasets", "folder", file=str(folder)))
     pixels = np.concatenate([pool.pixels for pool in dataset.pools(side).values()])
     photos = _in_channels(_from_bytes(pixels), len(picture))
-    own = _every_way_round(_thumbnails(_square(picture, side)[None]))
+    own = turn(_thumbnails(_square(picture, side)[None]).expand(1, 8, -1, -1, -1), torch.arange(8)[None])[0]
     others = (_thumbnails(photos)[:, None] - own).abs().mean((2, 3, 4)).amin(1) > _SAME
     if not others.any():
         raise UserError(f"the folder {str(folder)!r} has no photo but the picture itself: put others into it")
@@ -368,11 +369,6 @@ def _square(picture: Tensor, side: int) -> Tensor:
 
 def _thumbnails(squares: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(squares, min(_THUMBNAIL, squares.shape[3]))
-
-
-def _every_way_round(square: Tensor) -> Tensor:
-    """Turn and mirror a square `[1, C, s, s]`: `[8, C, s, s]`."""
-    return torch.cat([side.rot90(turn, (2, 3)) for side in (square, square.flip(3)) for turn in range(4)])
 
 
 def _yes(value: float) -> str:

@@ -46,6 +46,7 @@ from ppbench.attacks._solver import (
     _restate,
     _worth,
     board_cost,
+    empty_canvas,
 )
 from ppbench.attacks._states import PLAIN, States
 from ppbench.blocks import cut, permutations, permute_rows
@@ -388,3 +389,11 @@ def test_cifar_is_restored(patch: int, least: float) -> None:
     grid = (32 // patch, 32 // patch)
     boards = assemble(costs, grid, generator(0)).pieces
     assert (boards == torch.arange(grid[0] * grid[1]).view(1, *grid)).double().mean() > least
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1000), (1000, 1), (30, 40)])
+def test_a_canvas_is_no_larger_than_four_frames_and_their_margin(rows: int, columns: int) -> None:
+    """So that a strip of 10,000 pieces has room in memory."""
+    canvas = empty_canvas(rows, columns)
+    assert len(canvas.node) == (2 * rows + 1) * (2 * columns + 1) < 7 * rows * columns
+    assert sum(part.nbytes for part in canvas) < 1500 * rows * columns

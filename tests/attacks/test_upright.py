@@ -149,10 +149,11 @@ def test_a_learnt_network_brings_photographs_upright() -> None:
 
 
 class Top(nn.Module):
-    """Likes images that are brighter above."""
+    """Likes images that are brighter above, and somewhat those that are brighter on the left."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images[:, :, :2].mean((1, 2, 3)) - images[:, :, 2:].mean((1, 2, 3)))[:, None]
+        above = images[:, :, :2].mean((1, 2, 3)) - images[:, :, 2:].mean((1, 2, 3))
+        return (above + (images[..., :2].mean((1, 2, 3)) - images[..., 2:].mean((1, 2, 3))) / 10)[:, None]
 
 
 def test_how_often_the_state_is_told_is_a_share_of_images() -> None:
@@ -160,5 +161,6 @@ def test_how_often_the_state_is_told_is_a_share_of_images() -> None:
     images = torch.zeros(4, 3, 4, 4)
     images[:3, :, :2] = 1
     images[3, :, 2:] = 1
-    images[:, :, 0, 0] = 0.7  # nothing is a mirror image of itself
+    images[:2, :, 0, 0] = 0.7  # nothing is a mirror image of itself, and the first two look best mirrored
+    images[2:, :, 0, 3] = 0.7
     assert _told(Top(), images, states_for(TURNED)) == 0.75
