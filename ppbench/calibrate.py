@@ -14,7 +14,7 @@ from ppbench.attack import Prior
 from ppbench.codec import Tensors
 from ppbench.data import Images, Shape
 from ppbench.errors import NotApplicable, UserError
-from ppbench.matching import assign
+from ppbench.matching import Order
 from ppbench.metrics import identification, ssim
 from ppbench.optimised import group_means, optimise_lpips, optimise_ssim
 from ppbench.perceptual import Lpips, Net, Trunk, find_trunk
@@ -22,7 +22,7 @@ from ppbench.seeding import generator, spawn
 from ppbench.view import Capability, View
 
 Metric = Literal["ssim", "lpips", "identification"]
-UNORDERED_DRAWS = 20
+DRAWS = 20
 
 _HOLD_OUT = 4  # every fourth public image decides, the others are fitted
 # images that are fitted and that decide, where one costs as much as 32 x 32 pixels (lpips: 64 x 64)
@@ -172,31 +172,30 @@ def draw_like(public: Images, labels: Tensor | None, count: int, rng: torch.Gene
     return shuffled[torch.where(sizes[labels] > 0, rows, torch.arange(count) % len(public))]
 
 
-def unordered_floor(public: Images, labels: Tensor | None, targets: Tensor,
-                    scores: Mapping[str, Callable[[Tensor], Tensor]], rng: torch.Generator,
-                    within: int | None = None, draws: int = UNORDERED_DRAWS) -> dict[str, Tensor]:
-    """Score as many public images as there are targets by the protocol of unordered reconstructions.
+def random_floor(public: Images, labels: Tensor | None, targets: Tensor,
+                 scores: Mapping[str, Callable[[Tensor], Tensor]], order: Order, rng: torch.Generator,
+                 draws: int = DRAWS) -> dict[str, Tensor]:
+    """Score as many public images as there are targets by the protocol of an attack.
 
-    Each draw has the targets' class mix (in every batch of `within`) and is assigned to them as `assign` would.
+    Each draw has the targets' class mix (in every batch of `order.within`) and is matched to them as estimates are.
 
     Args:
         public: the adversary's images.
         labels: `[N]`, the targets' labels if the adversary knows them.
         targets: `[N, C, H, W]`, the private images; only the scorer calls this.
         scores: name -> function of aligned estimates `[N, C, H, W]` that returns `[N]`.
+        order: how the attack's estimates stand to the targets.
         rng: draws the images.
-        within: as in `Reconstruction`.
         draws: how many to average over.
 
     Returns:
         name -> `[N]`, each target's score averaged over the draws.
     """
     sums: dict[str, Tensor] = {name: torch.zeros(len(targets), dtype=torch.float64) for name in scores}
-    for _ in range(draws):
-        drawn = draw_like(public, labels, len(targets), rng).pixels
-        aligned = drawn[assign(drawn, targets, within)]
+    for _ in range(draws if scores else 0):
+        matched = order.matched(draw_like(public, labels, len(targets), rng).pixels, targets)
         for name, score in scores.items():
-            sums[name] += score(aligned).detach().double().cpu()
+            sums[name] += score(matched).detach().double().cpu()
     return {name: total / draws for name, total in sums.items()}
 
 

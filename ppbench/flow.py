@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ppbench import codec
 from ppbench.data import Shape
 from ppbench.engine.job import Engine, Job, Limits, Status
+from ppbench.matching import Link, order_of
 from ppbench.partial import read_progress
 from ppbench.plan import Cell, DatasetPlan, DefensePlan, Plan, network_code
 from ppbench.plugins import is_file
@@ -346,27 +348,40 @@ class Flow:
 
     async def sheet(self, cell: Cell, found: Artefact, outer: Artefact | None) -> Artefact:
         """The scores of a cell."""
-        groups = self.plan.score.groups
         release = await self.release(cell)
-        inputs = {"split": await self.split(cell.dataset, cell.seed), "release": release, "found": found}
+        partnered = codec.facts(release.path)["release"]["source"] is not None
+        inputs, params = await self._yardstick(cell)
+        params["order"] = asdict(order_of(partnered, _link(found), _link(outer) if outer else None))
+        inputs |= {"floor": await self._floor(cell, inputs, params), "release": release, "found": found}
         if outer is not None:
             inputs["outer"] = outer
+        params["pieces"] = release.info["pieces"]
+        return await self.make(Step("score", "score", inputs, params, derive_seed(cell.seed, "score")))
+
+    async def _yardstick(self, cell: Cell) -> tuple[dict[str, Artefact], dict[str, Any]]:
+        """What the targets are compared by, whatever the defense."""
+        groups = self.plan.score.groups
+        inputs = {"split": await self.split(cell.dataset, cell.seed)}
         if {"identification", "recognition"} & set(groups):
             inputs["judge"] = await self.judge(cell)
         if "verification" in groups:
             inputs["verifier"] = await self.verifier(cell)
-        for metric in GUESSED:
-            if metric in groups:
-                guess = await self.guess(cell, metric)
-                if guess is not None:
-                    inputs[f"guess:{metric}"] = guess
         settings = {"groups": groups, "lpips_trunk": self.plan.score.lpips_trunk,
                     "distractors": self.plan.score.distractors}
-        params = {"settings": settings, "lpips": self.plan.lpips, "targets": self.plan.targets,
-                  "pieces": release.info["pieces"],
-                  # A trainer sees the labels and can hide them in the weights beside the images.
-                  "labels_known": bool({"labels", "training"} & cell.threat.grants)}
-        return await self.make(Step("score", "score", inputs, params, derive_seed(cell.seed, "score")))
+        return inputs, {"settings": settings, "lpips": self.plan.lpips, "targets": self.plan.targets}
+
+    async def _floor(self, cell: Cell, inputs: Mapping[str, Artefact], params: Mapping[str, Any]) -> Artefact:
+        """What blind guesses score: the same for all cells whose adversaries know as much of the labels."""
+        guesses = {}
+        for metric in GUESSED:
+            if metric in self.plan.score.groups:
+                guess = await self.guess(cell, metric)
+                if guess is not None:
+                    guesses[f"guess:{metric}"] = guess
+        # A trainer sees the labels and can hide them in the weights beside the images.
+        known = {"labels_known": bool({"labels", "training"} & cell.threat.grants)}
+        return await self.make(Step("floor", "floor", {**inputs, **guesses}, {**params, **known},
+                                    derive_seed(cell.seed, "floor")))
 
     def _built(self, cell: Cell, defense: DefensePlan | None = None) -> tuple[str, ...]:
         """Name the sources of the victim's network, and of the defense that adapts it."""
@@ -388,6 +403,11 @@ class Flow:
     def _ref(self, ref: Ref) -> dict[str, Any]:
         """Encode a reference; a file plug-in is loaded from the run's own copy."""
         return replace(ref, file=self.files.get(ref.file, ref.file) if ref.file else None).as_json()
+
+
+def _link(found: Artefact) -> Link:
+    facts = codec.facts(found.path)
+    return Link(facts["of"], facts["aligned"], facts["within"])
 
 
 def _identity(params: Any) -> Any:

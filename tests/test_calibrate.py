@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from ppbench import calibrate, codec, optimised
-from ppbench.calibrate import Guess, Guesses, draw_like, fit_guesses, unordered_floor
+from ppbench.calibrate import Guess, Guesses, draw_like, fit_guesses, random_floor
 from ppbench.data import Images
 from ppbench.errors import UserError
-from ppbench.matching import assign
+from ppbench.matching import Order, assign
 from ppbench.metrics import ssim
 from ppbench.optimised import group_means, optimise_lpips, optimise_ssim
 from ppbench.perceptual import Lpips, Trunk, find_trunk
@@ -192,10 +192,10 @@ def test_draws_are_uniform_within_a_class() -> None:
     assert all(400 < count < 600 for count in times.values())
 
 
-def test_the_unordered_floor_follows_the_protocol_by_hand() -> None:
+def test_the_floor_of_random_images_follows_the_protocol_by_hand() -> None:
     public, targets = smooth_images(30), smooth_images(8, seed=1)
-    floor = unordered_floor(public, targets.labels, targets.pixels, {"ssim": lambda x: ssim(x, targets.pixels)},
-                            generator(0), within=4, draws=3)
+    floor = random_floor(public, targets.labels, targets.pixels, {"ssim": lambda x: ssim(x, targets.pixels)},
+                            Order(False, 4), generator(0), draws=3)
     rng, expected = generator(0), torch.zeros(8, dtype=torch.float64)
     for _ in range(3):
         drawn = draw_like(public, targets.labels, 8, rng).pixels
@@ -203,11 +203,11 @@ def test_the_unordered_floor_follows_the_protocol_by_hand() -> None:
     torch.testing.assert_close(floor["ssim"], expected)
 
 
-def test_the_unordered_floor_is_above_that_of_random_images_in_given_order() -> None:
+def test_random_images_do_better_in_any_order_than_in_the_given_one() -> None:
     public, targets = smooth_images(30), smooth_images(12, seed=1)
     score = {"mse": lambda x: (x - targets.pixels).square().flatten(1).mean(1)}
-    matched = unordered_floor(public, None, targets.pixels, score, generator(0))["mse"].mean()
-    given = unordered_floor(public, None, targets.pixels, score, generator(0), within=1)["mse"].mean()
+    matched = random_floor(public, None, targets.pixels, score, Order(False), generator(0))["mse"].mean()
+    given = random_floor(public, None, targets.pixels, score, Order(), generator(0))["mse"].mean()
     assert matched < given
 
 

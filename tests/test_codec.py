@@ -153,6 +153,13 @@ class Trap:
         return Path.touch, (self.trace,)
 
 
+def test_facts_are_read_without_tensors(tmp_path: Path) -> None:
+    file = tmp_path / "value.safetensors"
+    file.write_bytes(codec.dump({"tensor": torch.zeros(3), "facts": {"name": "x", "sizes": [1, 2], "none": None}}))
+    assert codec.facts(file) == {"tensor": {"$tensor": "/tensor"},
+                                 "facts": {"name": "x", "sizes": [1, 2], "none": None}}
+
+
 def test_a_pickle_is_never_run(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     (tmp_path / "f").write_bytes(pickle.dumps(Trap(trace)))

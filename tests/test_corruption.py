@@ -35,8 +35,8 @@ class UsesAll(Attack):
         colour = priors["colour"]["mean"].expand(view.n_targets, *view.image_shape)
         return Reconstruction(share * colour + (1 - share) * view.images)
 """
-KINDS = ("answers", "attack", "fits", "judge", "keys", "pairs", "prior", "priors", "queries", "release", "score",
-         "split", "start", "update", "victim", "view")
+KINDS = ("answers", "attack", "fits", "floor", "judge", "keys", "pairs", "prior", "priors", "queries", "release",
+         "score", "split", "start", "update", "victim", "view")
 TABLES = ("results.csv", "per_image.csv", "timings.csv", "plan.json", "grids/npz-tiny.npz_patch-shuffle_seed0.png")
 
 Damage = Callable[[Path], None]

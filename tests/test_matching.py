@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
 from ppbench.errors import UserError
-from ppbench.matching import assign
+from ppbench.matching import Link, Order, assign, order_of
 
 
 def error(a: Tensor, b: Tensor) -> float:
@@ -30,6 +30,35 @@ def test_a_shuffled_set_is_put_in_order() -> None:
     order = torch.randperm(40)
     index = assign(targets[order] + 0.01, targets)
     assert torch.equal(order[index], torch.arange(40))
+
+
+def test_ordered_estimates_are_left_where_they_are() -> None:
+    targets = torch.rand(6, 1, 4, 4)
+    assert torch.equal(Order().matched(targets.flip(0), targets), targets.flip(0))
+    assert torch.equal(Order(False).matched(targets.flip(0), targets), targets)
+    inside = torch.tensor([1, 0, 3, 2, 5, 4])
+    assert torch.equal(Order(False, 2).matched(targets[inside], targets), targets)
+    assert not torch.equal(Order(False, 2).matched(targets.flip(0), targets), targets)
+
+
+@pytest.mark.parametrize(("partnered", "links", "order"), [
+    (True, [Link()], Order()),
+    (True, [Link("released")], Order()),
+    (False, [Link()], Order()),
+    (False, [Link("released")], Order(False)),
+    (False, [Link(), Link("released")], Order(False)),
+    (True, [Link(aligned=False)], Order(False)),
+    (True, [Link(aligned=False, within=4)], Order(False, 4)),
+    (True, [Link(), Link("released", False, 4)], Order(False, 4)),
+    (True, [Link(aligned=False), Link("released", False, 4)], Order(False)),
+    (True, [Link(aligned=False, within=8), Link("released", False, 4)], Order(False, 8))])
+def test_a_chain_is_as_ordered_as_its_loosest_link(partnered: bool, links: list[Link], order: Order) -> None:
+    assert order_of(partnered, *links) == order
+
+
+@pytest.mark.parametrize(("order", "text"), [(Order(), "true"), (Order(False), "false"), (Order(False, 4), "within 4")])
+def test_an_order_is_told_in_a_word(order: Order, text: str) -> None:
+    assert str(order) == text
 
 
 def test_matching_stays_within_batches() -> None:

@@ -107,9 +107,11 @@ def test_each_shared_artefact_is_computed_once(tiny_npz: Path, tmp_path: Path) -
     assert result.computed["victim"] == 3 * (1 + 1)
     # The blind attack's guess for SSIM is the floor's own; then the floor's for identification, and jigsaw's network.
     assert result.computed["prior"] == 3
+    assert result.computed["floor"] == 1
 
 
-@pytest.mark.parametrize("kind", ["split", "keys", "release", "start", "victim", "view", "prior", "attack", "score"])
+@pytest.mark.parametrize("kind", ["split", "keys", "release", "start", "victim", "view", "prior", "attack", "floor",
+                                  "score"])
 def test_a_damaged_artefact_is_made_again(tiny_npz: Path, tmp_path: Path, kind: str) -> None:
     plan = tiny_plan(tiny_npz, ["block-scrambling"], ["blind", "memorization"])
     tiny_run(plan, tmp_path)

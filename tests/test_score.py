@@ -2,20 +2,22 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ppbench import score as scoring
+from ppbench import scorers
 from ppbench.attack import Reconstruction
 from ppbench.blocks import cut, join, permutations, permute_rows
 from ppbench.calibrate import Guess, Guesses, fit_guesses
 from ppbench.data import Images, Split
 from ppbench.defense import Pieces, Release, resize
+from ppbench.floors import floors
+from ppbench.matching import Link, order_of
 from ppbench.puzzle import SCORES
-from ppbench.score import ScoreSettings, Sheet, Truth, score
+from ppbench.score import Sheet, Truth, score
+from ppbench.scorers import ScoreSettings, Yardstick
 from ppbench.seeding import generator
 
 TARGETS = 6
@@ -39,10 +41,18 @@ RELEASE = Release(SPLIT.private.pixels, SPLIT.private.labels, torch.arange(10))
 
 
 def sheet_of(found: Reconstruction, outer: Reconstruction | None = None, groups: list[str] | None = None,
-             distractors: int = 1000, **truth: Any) -> Sheet:
-    settled = {"release": RELEASE, "labels_known": True, "guesses": GUESSES, "judge": None, **truth}
-    return score(Truth(SPLIT, targets=TARGETS, **settled), found, outer,
-                 ScoreSettings(groups or GROUPS, distractors=distractors), generator(0))
+             distractors: int = 1000, split: Split = SPLIT, guesses: dict[str, Guesses] | None = None,
+             labels_known: bool = True, judge: dict[str, Tensor] | None = None,
+             verifier: dict[str, Tensor] | None = None, release: Release = RELEASE,
+             pieces: Pieces | None = None) -> Sheet:
+    yardstick = Yardstick(split, TARGETS, ScoreSettings(groups or GROUPS, distractors=distractors), judge, verifier)
+    order = order_of(release.source is not None, link(found), link(outer) if outer else None)
+    blind = floors(yardstick, order, GUESSES if guesses is None else guesses, labels_known, generator(1))
+    return score(Truth(yardstick, release, blind, order, pieces), found, outer, generator(2))
+
+
+def link(found: Reconstruction) -> Link:
+    return Link(found.of, found.aligned, found.within)
 
 
 def test_the_original_itself_scores_one_and_leaks_all() -> None:
@@ -91,8 +101,8 @@ def test_a_floor_as_good_as_the_original_leaves_no_leakage_to_speak_of() -> None
     same = PRIVATE[:1].expand(TARGETS, -1, -1, -1)
     private = Images(same, SPLIT.private.labels[:TARGETS], SPLIT.private.ids[:TARGETS])
     split = Split(private, SPLIT.public, SPLIT.test, 3)
-    truth = Truth(split, RELEASE, TARGETS, False, {"ssim": spoilt}, None)
-    values = score(truth, Reconstruction(same), None, ScoreSettings(["psnr", "ssim"]), generator(0)).values
+    values = sheet_of(Reconstruction(same), groups=["psnr", "ssim"], split=split, guesses={"ssim": spoilt},
+                      labels_known=False).values
     assert values["ssim_floor"] == 1
     assert not any(name.startswith("leakage") for name in values)
 
@@ -207,19 +217,6 @@ def test_an_unordered_outer_attack_leaves_the_chain_unordered() -> None:
     assert sheet.texts["ssim_floor_method"] == "random public images, assigned"
 
 
-@pytest.mark.parametrize(("outer_within", "inner_within", "expected"), [
-    (2, None, None), (2, 3, 3), (None, 3, None), (2, 2, 2)])
-def test_a_chain_is_as_unordered_as_its_loosest_link(outer_within: int | None, inner_within: int | None,
-                                                     expected: int | None) -> None:
-    seen: list[int | None] = []
-    truth = Truth(SPLIT, RELEASE, TARGETS, True, {}, None)
-    outer = Reconstruction(PRIVATE, False, "released", outer_within)
-    found = Reconstruction(PRIVATE, False, "private", inner_within)
-    aligned, within = scoring._order(truth, found, outer)
-    seen.append(within)
-    assert (aligned, seen) == (False, [expected])
-
-
 def test_a_release_without_partners_is_matched() -> None:
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     release = Release(PRIVATE[order], SPLIT.private.labels[:TARGETS][order], None)
@@ -286,7 +283,7 @@ def test_where_there_is_no_puzzle_there_are_no_scores_of_one(pieces: Pieces | No
 def test_the_gallery_holds_targets_and_distractors_but_nothing_public(distractors: int, gallery: int) -> None:
     sheet = sheet_of(Reconstruction(PRIVATE), distractors=distractors)
     assert sheet.values["gallery"] == gallery
-    found = scoring._gallery(Truth(SPLIT, RELEASE, TARGETS, True, {}, None), ScoreSettings([], distractors=distractors))
+    found = Yardstick(SPLIT, TARGETS, ScoreSettings([], distractors=distractors)).gallery
     assert torch.equal(found[:TARGETS], PRIVATE)
     public = {tuple(image.flatten().tolist()) for image in SPLIT.public.pixels}
     assert not public & {tuple(image.flatten().tolist()) for image in found}
@@ -306,7 +303,7 @@ class Brightness:
 
 
 def test_recognition_and_feature_identification_are_the_judges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "Judge", Brightness)
+    monkeypatch.setattr(scorers, "Judge", Brightness)
     means = torch.stack([SPLIT.public.pixels[SPLIT.public.labels == k].mean() for k in range(3)])
     judge = {"means": means}
     sheet = sheet_of(Reconstruction(PRIVATE), groups=[*GROUPS, "recognition"], judge=judge)
@@ -323,8 +320,8 @@ def test_recognition_and_feature_identification_are_the_judges(monkeypatch: pyte
 
 def test_classes_that_public_images_do_not_show_cannot_be_recognised() -> None:
     strangers = replace(SPLIT, public=replace(SPLIT.public, labels=SPLIT.public.labels + 100))
-    truth = Truth(strangers, RELEASE, TARGETS, labels_known=False, guesses={}, judge={"never": torch.zeros(1)})
-    sheet = score(truth, Reconstruction(PRIVATE), None, ScoreSettings(["psnr", "recognition"]), generator(0))
+    sheet = sheet_of(Reconstruction(PRIVATE), groups=["psnr", "recognition"], split=strangers, guesses={},
+                     labels_known=False, judge={"never": torch.zeros(1)})
     assert "recognition" not in sheet.values
     assert any("none of the targets' classes" in note for note in sheet.notes)
 
@@ -336,7 +333,7 @@ def test_targets_without_another_photo_are_counted_out(monkeypatch: pytest.Monke
         def verified(self, estimates: Tensor) -> Tensor:
             return self.plain / 2
 
-    monkeypatch.setattr(scoring, "_album", lambda verifier, truth: Stub())
+    monkeypatch.setattr(Yardstick, "album", Stub())
     sheet = sheet_of(Reconstruction(PRIVATE), groups=["psnr", "verification"], verifier={})
     assert (sheet.values["verification"], sheet.values["verification_plain"]) == (0.5, 1.0)
     assert sheet.values["verification_floor"] == 0.5
@@ -356,7 +353,7 @@ def test_verification_leaks_up_to_what_originals_reach(plain: list[float], leaka
             """Accept the estimate rather than public images; originals as often as is told."""
             return torch.full((TARGETS,), 0.625 if torch.equal(estimates, PRIVATE) else 0.25, dtype=torch.float64)
 
-    monkeypatch.setattr(scoring, "_album", lambda verifier, truth: Stub())
+    monkeypatch.setattr(Yardstick, "album", Stub())
     sheet = sheet_of(Reconstruction(PRIVATE), groups=["verification"], verifier={})
     values = sheet.values
     assert values["verification_floor"] == 0.25

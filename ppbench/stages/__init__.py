@@ -11,7 +11,7 @@ import torch
 from ppbench.stages.attacking import describe_guess, list_priors, run_attack, train_prior
 from ppbench.stages.learning import check_victim, make_start, make_update, make_victim, make_weights
 from ppbench.stages.protecting import make_clients, make_keys, make_release, make_split
-from ppbench.stages.scoring import make_judge, make_score, make_verifier
+from ppbench.stages.scoring import make_floor, make_judge, make_score, make_verifier
 from ppbench.stages.seeing import make_answers, make_inner_view, make_pairs, make_public_view, make_queries, make_view
 from ppbench.stages.values import Inputs, Made
 
@@ -22,5 +22,6 @@ STAGES: dict[str, Stage] = {
     "update": make_update, "pairs": make_pairs, "queries": make_queries, "answers": make_answers, "view": make_view,
     "public-view": make_public_view, "inner-view": make_inner_view, "priors": list_priors,
     "describe-guess": describe_guess, "prior": train_prior,
-    "attack": run_attack, "judge": make_judge, "verifier": make_verifier, "score": make_score,
+    "attack": run_attack, "judge": make_judge, "verifier": make_verifier, "floor": make_floor,
+    "score": make_score,
 }

@@ -8,8 +8,11 @@ from ppbench.attack import Reconstruction
 from ppbench.calibrate import Guesses
 from ppbench.data import Split
 from ppbench.defense import Pieces
+from ppbench.floors import Floors, floors
 from ppbench.judge import train_judge
-from ppbench.score import ScoreSettings, Truth, score
+from ppbench.matching import Order
+from ppbench.score import Truth, score
+from ppbench.scorers import ScoreSettings, Yardstick
 from ppbench.stages.values import Inputs, Made, Protected, Table
 from ppbench.verifier import train_verifier
 
@@ -25,14 +28,22 @@ def make_verifier(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) 
     return Made(Table(train_verifier(inputs.load(Split, "split").public, rng)))
 
 
-def make_score(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
-    """Score a reconstruction against the private images."""
-    images, protected = inputs.load(Split, "split"), inputs.load(Protected, "release")
+def make_floor(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Score what a blind guess makes of the targets."""
     guesses = {name.removeprefix("guess:"): Guesses.from_tensors(inputs.load(Table, name).values)
                for name in inputs.files if name.startswith("guess:")}
-    judge, verifier = inputs.maybe(Table, "judge"), inputs.maybe(Table, "verifier")
-    truth = Truth(images, protected.release, params["targets"], params["labels_known"], guesses,
-                  judge.values if judge else None, verifier.values if verifier else None,
+    return Made(floors(_yardstick(inputs, params), Order(**params["order"]), guesses, params["labels_known"], rng))
+
+
+def make_score(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Score a reconstruction against the private images."""
+    truth = Truth(_yardstick(inputs, params), inputs.load(Protected, "release").release,
+                  inputs.load(Floors, "floor"), Order(**params["order"]),
                   Pieces(**params["pieces"]) if params["pieces"] else None)
-    return Made(score(truth, inputs.load(Reconstruction, "found"), inputs.maybe(Reconstruction, "outer"),
-                      ScoreSettings(**params["settings"]), rng))
+    return Made(score(truth, inputs.load(Reconstruction, "found"), inputs.maybe(Reconstruction, "outer"), rng))
+
+
+def _yardstick(inputs: Inputs, params: dict[str, Any]) -> Yardstick:
+    judge, verifier = inputs.maybe(Table, "judge"), inputs.maybe(Table, "verifier")
+    return Yardstick(inputs.load(Split, "split"), params["targets"], ScoreSettings(**params["settings"]),
+                     judge.values if judge else None, verifier.values if verifier else None)
