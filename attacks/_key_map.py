@@ -101,6 +101,10 @@ class KeyMap:
         moved = levels[:, self.source].gather(2, self.order.expand(len(levels), -1, -1))
         return torch.where(self.negative, top - moved, moved)
 
+    def explains(self, structure: Structure, plain: Tensor, made: Tensor) -> bool:
+        """Say whether it makes released images `[N, C, H, W]` of plain ones, to the last value."""
+        return torch.equal(self.encrypt(structure.levels(plain), structure.top), structure.levels(made))
+
     def decrypt(self, levels: Tensor, top: int) -> Tensor:
         """Return plain levels `[N, blocks, values]` of released ones."""
         positive = torch.where(self.negative, top - levels, levels)

@@ -58,7 +58,7 @@ def _settle_places(structure: Structure, found: Recovered, seen: Tensor, expecte
         places = (content == one).nonzero()[:, 0]
         plain = key.source[places]
         fits, states = _fits(structure, found, seen[:, places], expected[:, plain], places, plain)
-        _, rows = (torch.from_numpy(each) for each in linear_sum_assignment(-fits.numpy()))
+        _, rows = (torch.from_numpy(each) for each in linear_sum_assignment(-_finite(fits).numpy()))
         key.source[places] = plain[rows]
         if structure.inside == "states":
             key.order[places], key.negative[places] = states_of(structure, states[torch.arange(len(rows)), rows])
@@ -86,6 +86,14 @@ def _fits(structure: Structure, found: Recovered, seen: Tensor, expected: Tensor
                            for order, sign in zip(orders, signs.expand_as(orders), strict=True)], 2)
     best = product.masked_fill(~allowed, -torch.inf).max(2)
     return best.values - expected.square().sum((0, 2)) / 2, best.indices
+
+
+def _finite(fits: Tensor) -> Tensor:
+    """Make what cannot be worse than all else together: where pairs are wrong, there may be nothing that can."""
+    possible = fits[fits.isfinite()]
+    if not len(possible):
+        return torch.zeros_like(fits)
+    return fits.nan_to_num(neginf=float(possible.min() - len(fits) * (1 + possible.max() - possible.min())))
 
 
 def _settle_values(found: Recovered, seen: Tensor, expected: Tensor) -> KeyMap:

@@ -33,6 +33,10 @@ class Absorbed:
     key: KeyMap
     fit: float
 
+    def explains(self, plain: Tensor, made: Tensor) -> bool:
+        """Say whether the key makes released images `[N, C, H, W]` of plain ones, to the last value."""
+        return self.key.explains(self.structure, plain, made)
+
 
 def from_weights(structure: Structure, model: Model, start: Model) -> Absorbed | None:
     """Find the key that a ViT absorbed.

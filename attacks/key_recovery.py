@@ -9,11 +9,12 @@ from torch import Tensor
 from ppbench.attack import Attack, Priors, Reconstruction
 from ppbench.attacks._key_chosen import chosen
 from ppbench.attacks._key_map import KeyMap, Structure
-from ppbench.attacks._key_pairs import Recovered, recover
+from ppbench.attacks._key_pairs import Recovered
 from ppbench.attacks._key_release import IMAGES, settled
 from ppbench.attacks._key_statistics import MOST, guess
 from ppbench.attacks._key_structure import structure_of
-from ppbench.attacks._key_weights import from_weights
+from ppbench.attacks._key_vote import agreed
+from ppbench.attacks._key_weights import Absorbed, from_weights
 from ppbench.attacks._solving import Solver
 from ppbench.blocks import cut
 from ppbench.defense import resize
@@ -40,7 +41,10 @@ class KeyRecovery(Attack):
     blocks in states of their own (`_key_neighbours`). A few hundred images hardly tell left from right: then all may
     come out mirrored.
 
-    A ViT that absorbed the key shows it to whoever has the plain weights that it started from (`_key_weights`).
+    Pairs that do not fit the key that most of them agree on are left out.
+
+    A ViT that absorbed the key shows it to whoever has the plain weights that it started from (`_key_weights`): asked
+    where there are no pairs, or too few to tell all.
 
     Keys of one image each are told by no pair; then, and where a defense does more than move values, the release is
     returned as it is.
@@ -85,16 +89,21 @@ class KeyRecovery(Attack):
         released = structure.levels(view.release.images[theirs.nonzero()[:most, 0]])
         pairs = [*_known(view, client), *_asked(view, structure, client)]
         if pairs:
-            plain, made = (structure.levels(torch.cat(part)) for part in zip(*pairs, strict=True))
-            found = recover(structure, plain, made)
-            key = settled(structure, found, released) if self.settle else found.key
-            agrees = found.right < 1 or torch.equal(key.encrypt(plain, structure.top), made)
-            return structure, key if agrees else found.key, _note(found, len(plain))
-        if "model" in view.granted and view.start is not None:
-            absorbed = from_weights(structure, view.model, view.start)
-            if absorbed is not None:
-                return (absorbed.structure, absorbed.key,
-                        f"by the weights: mean cosine {absorbed.fit:.3f} with the published ones")
+            plain, made = (torch.cat(part) for part in zip(*pairs, strict=True))
+            found, rows = agreed(structure, structure.levels(plain), structure.levels(made))
+            note = _note(found, rows)
+            if found.sure < 1:
+                absorbed = _absorbed(view, structure)
+                if absorbed is not None and absorbed.explains(plain[rows], made[rows]):
+                    return absorbed.structure, absorbed.key, f"{note}; {_by_weights(absorbed)}"
+            if not self.settle:
+                return structure, found.key, note
+            key = settled(structure, found, released)
+            agrees = found.right < 1 or key.explains(structure, plain[rows], made[rows])
+            return structure, key if agrees else found.key, note
+        absorbed = _absorbed(view, structure)
+        if absorbed is not None:
+            return absorbed.structure, absorbed.key, _by_weights(absorbed)
         if not self.statistics or "public" not in view.granted:
             return structure, None, "as released: no pairs"
         guessed = guess(structure, released, structure.levels(view.public.pixels), rng)
@@ -166,7 +175,18 @@ def _assembled(structure: Structure, key: KeyMap, released: Tensor, rng: torch.G
     return replace(key, source=board.pieces.flatten().argsort())
 
 
-def _note(found: Recovered, pairs: int) -> str:
-    """Say how far the pairs speak for the key."""
-    many = f"{pairs} pair" + ("s" if pairs > 1 else "")
+def _absorbed(view: View, structure: Structure) -> Absorbed | None:
+    """Return the key that the model absorbed, where its starting weights are published."""
+    return from_weights(structure, view.model, view.start) if "model" in view.granted and view.start is not None \
+        else None
+
+
+def _by_weights(absorbed: Absorbed) -> str:
+    return f"by the weights: mean cosine {absorbed.fit:.3f} with the published ones"
+
+
+def _note(found: Recovered, rows: Tensor) -> str:
+    """Say how far the pairs, those of `rows` `[k]` bool, speak for the key."""
+    pairs, left = int(rows.sum()), int((~rows).sum())
+    many = f"{pairs} pair" + ("s" if pairs > 1 else "") + (f" ({left} of another key left out)" if left else "")
     return f"{many}: {found.right:.1%} of their values explained, {found.sure:.1%} beyond doubt"
