@@ -12,6 +12,7 @@ from ppbench.codec import Tensors
 from ppbench.training import write_attention_out
 
 Some = TypeVar("Some")
+MOST_STEPS = 10**6  # that an attack may ask for: rows are drawn for all of them at the start
 EVALUATIONS = 5  # after the start
 WARM_UP = 0.1  # share of the steps
 WEIGHT_DECAY = 0.02

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppbench.attack import Prior
+from ppbench.attacks._descent import MOST_STEPS
 from ppbench.attacks._gan_nets import Design, DiscriminatorNet, EncoderNet, GeneratorNet, frozen
-from ppbench.bounds import above_zero, at_least
+from ppbench.bounds import above_zero, at_least, between
 from ppbench.codec import Tensors
 from ppbench.data import Images
 from ppbench.metrics import SSIM_WINDOW, ssim
@@ -73,7 +74,8 @@ class Generator(Prior):
     alone: float = 0.6
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch", "latent", "width")
+        at_least(self, 1, "batch", "latent", "width")
+        between(self, 1, MOST_STEPS, "steps")
         at_least(self, 0, "kl", "adversarial")
         above_zero(self, "lr")
         if not 0 <= self.alone <= 1:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks._affine import mirrors
-from ppbench.attacks._descent import Course, Descent, copied, descend
+from ppbench.attacks._descent import MOST_STEPS, Course, Descent, copied, descend
 from ppbench.attacks._lessons import Lesson, fixed, lesson, protected_anew, rehearsed
 from ppbench.attacks._linear_map import DRAWS, LinearMap, from_own_keys, from_pairs, with_own_keys
-from ppbench.attacks._pairs import halves, learnt, moved, telling_pairs, with_a_key_each
+from ppbench.attacks._pairs import as_far_as_pairs_tell, halves, learnt, moved, telling_pairs, with_a_key_each
 from ppbench.attacks._simulate import ANYONE, Simulated, named, simulate, targets_by_key
-from ppbench.bounds import above_zero, at_least
+from ppbench.bounds import above_zero, at_least, between
 from ppbench.codec import Tensors
 from ppbench.data import Shape
 from ppbench.defense import Pieces
@@ -110,6 +110,10 @@ class InverterPrior(Prior):
     @abstractmethod
     def network(self, problem: Problem) -> nn.Module:
         """Build the network (released, base, labels) -> residual, zero at the start; draws from global state."""
+
+    def seen(self, view: View) -> View:
+        """Cut a view down to what the network learns from: pairs only where they tell something."""
+        return as_far_as_pairs_tell(super().seen(view), self.client)
 
     def train(self, view: View, rng: torch.Generator) -> Tensors:
         """Train under the regime that the view allows; return weights (`net.*`, `base.*`), `objective` and facts."""
@@ -213,7 +217,8 @@ class InverterAttack(Attack):
     amp: bool
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch", "width", "depth")
+        between(self, 1, MOST_STEPS, "steps")
+        at_least(self, 1, "batch", "width", "depth")
         above_zero(self, "rate")
 
     @abstractmethod

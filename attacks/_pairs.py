@@ -58,6 +58,11 @@ def telling_pairs(view: View, client: int) -> Simulated | None:
     return pairs if pairs is not None and len(pairs) >= HELD else None
 
 
+def as_far_as_pairs_tell(view: View, client: int) -> View:
+    """Take the known pairs out of a view, where they tell nothing of the targets' key."""
+    return view if telling_pairs(view, client) is not None else view.only(view.granted - {"pairs"})
+
+
 def moved(view: View) -> bool:
     """Say whether the view's defense moves blocks."""
     pieces = view.algorithm.defense.pieces(view.image_shape)

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
+from ppbench.attacks._decrypted import decrypted
+from ppbench.attacks._descent import MOST_STEPS
 from ppbench.attacks._gan import Generator, Nets, held_out
 from ppbench.attacks._latent_search import Search, Stop
 from ppbench.attacks._latent_signature import choose
-from ppbench.bounds import above_zero, at_least
+from ppbench.bounds import above_zero, at_least, between
 from ppbench.data import Images
 from ppbench.defense import resize
 from ppbench.metrics import SSIM_WINDOW, ssim
@@ -26,8 +28,10 @@ class GanInversion(Attack):
 
     A guess is compared with the release through what the key leaves as it is: the defense run on the guess where it
     has no key, otherwise the blocks as a set, their sorted values and the like, whichever holds under keys of one's
-    own. The search starts from the best of many codes, then goes on in the generator's features. How far it may go is
-    decided on public images that the generator has not seen, protected with own keys and searched for alongside.
+    own. Whoever is given the key decrypts the release first. The search starts from the best of many codes, then goes
+    on in the generator's features. How far it may go is decided on public images that the generator has not seen,
+    protected with own keys and searched for alongside. The generator is small and learns from the public images alone;
+    published attacks have StyleGAN2 or BigGAN, learnt from millions.
 
     Attributes:
         steps: of Adam on the codes, and again on the features of every level.
@@ -40,7 +44,7 @@ class GanInversion(Attack):
     """
 
     requires = frozenset({"images", "public", "algorithm"})
-    uses = frozenset({"labels"})
+    uses = frozenset({"labels", "key"})
     default_threat = "ciphertext-only"
     steps: int = 40
     restarts: int = 3
@@ -51,7 +55,8 @@ class GanInversion(Attack):
     prior_steps: int = Generator.steps
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "restarts", "prior_steps")
+        at_least(self, 1, "restarts")
+        between(self, 1, MOST_STEPS, "steps", "prior_steps")
         at_least(self, 0, "hold", "pull")
         above_zero(self, "code_rate", "feature_rate")
 
@@ -61,6 +66,7 @@ class GanInversion(Attack):
 
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
         """Return the generator's best explanation of every target's release."""
+        view = decrypted(view)
         nets = self._prior.load(view, priors["generator"])
         known = view.public[~held_out(view.public)]
         trial, answers = self._trial(view, spawn(rng))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks._arranger import ArrangerPrior, size_of_whole_pieces
+from ppbench.attacks._descent import MOST_STEPS
 from ppbench.attacks._key_statistics import MOST, guess
 from ppbench.attacks._key_structure import structure_of
 from ppbench.attacks._seam_prior import SeamPrior
@@ -77,7 +78,7 @@ class Jigsaw(Attack):
         between(self, 1, MOST_EFFORT, "restarts", "effort")
         between(self, 0, MOST_EFFORT, "anneal")
         at_least(self, 1, "joint", "width")
-        at_least(self, 0, "steps", "place_steps")
+        between(self, 0, MOST_STEPS, "steps", "place_steps")
         above_zero(self, "rate")
 
     def priors(self, view: View) -> dict[str, Prior]:

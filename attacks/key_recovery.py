@@ -47,7 +47,7 @@ class KeyRecovery(Attack):
     where there are no pairs, or too few to tell all.
 
     Keys of one image each are told by no pair; then, and where a defense does more than move values, the release is
-    returned as it is.
+    returned as it is: `jigsaw` and what learns (`unet-inverter`, `vit-inverter`) need no key.
 
     Attributes:
         settle: choose by the release among the keys that agree with the pairs.

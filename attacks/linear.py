@@ -6,7 +6,7 @@ import torch
 
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks._linear_map import DRAWS, LinearMap, from_own_keys, from_pairs, with_own_keys
-from ppbench.attacks._pairs import halves, telling_pairs
+from ppbench.attacks._pairs import as_far_as_pairs_tell, halves, telling_pairs
 from ppbench.attacks._simulate import ANYONE, named, simulate, targets_by_key
 from ppbench.bounds import at_least
 from ppbench.codec import Tensors
@@ -30,6 +30,10 @@ class LinearPrior(Prior):
     needs = frozenset({"public", "algorithm", "pairs"})
     draws: int = DRAWS
     client: int = ANYONE
+
+    def seen(self, view: View) -> View:
+        """Cut a view down to what the map is learnt from: pairs only where they tell something."""
+        return as_far_as_pairs_tell(super().seen(view), self.client)
 
     def train(self, view: View, rng: torch.Generator) -> Tensors:
         """Return the map's tensors."""

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks._asking import LOSSES, Loss, Victim, transformed
+from ppbench.attacks._descent import MOST_STEPS
 from ppbench.attacks._gan import Generator, Nets, held_out
 from ppbench.attacks._gan_nets import GeneratorNet
-from ppbench.bounds import above_zero, at_least
+from ppbench.bounds import above_zero, at_least, between
 from ppbench.view import View
 
 GENTLE, HARD = 0.9, 0.6  # smallest share of a side that is shown while codes descend, and when they are compared
@@ -26,7 +27,10 @@ class ModelInversion(Attack):
     transformations, descend to the class, and the one of which the victim is the surest under stronger ones is drawn,
     for all targets of the class alike. The victim is asked as its clients ask it, with keys of one's own.
 
-    Source: arXiv 2201.12179; the margin loss is that of PLG-MI (Yuan et al. 2023, arXiv 2302.09814).
+    Source: arXiv 2201.12179; the margin loss is that of PLG-MI (Yuan et al. 2023, arXiv 2302.09814). The generator is
+    small and learns from the public images alone, and fewer codes are tried, where the published attack has StyleGAN2
+    and thousands: raise `bank`, `candidates` and `prior_steps` where there is time. The intermediate features of the
+    generator (IF-GMI, Qiu et al. 2024) are left alone.
 
     Attributes:
         steps: of Adam on the codes.
@@ -52,7 +56,8 @@ class ModelInversion(Attack):
     prior_steps: int = Generator.steps
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "bank", "candidates", "checks", "prior_steps")
+        at_least(self, 1, "bank", "candidates", "checks")
+        between(self, 1, MOST_STEPS, "steps", "prior_steps")
         at_least(self, 0, "pull")
         above_zero(self, "rate")
 

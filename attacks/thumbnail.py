@@ -8,11 +8,12 @@ import torch
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks._affine import AffineMap, map_of, noise_of
 from ppbench.attacks._consistent import as_seen
+from ppbench.attacks._descent import MOST_STEPS
 from ppbench.attacks._inverter import described, estimated, known_labels, loss_of
 from ppbench.attacks._pairs import held_out, learnt
 from ppbench.attacks._wiener import Spectrum, Wiener
 from ppbench.attacks.unet_inverter import UnetPrior
-from ppbench.bounds import above_zero, at_least
+from ppbench.bounds import above_zero, at_least, between
 from ppbench.codec import Tensors
 from ppbench.data import Images
 from ppbench.defense import resize
@@ -79,7 +80,7 @@ class Thumbnail(Attack):
 
     def __post_init__(self) -> None:
         at_least(self, 1, "iterations", "batch", "width", "depth")
-        at_least(self, 0, "steps")
+        between(self, 0, MOST_STEPS, "steps")
         above_zero(self, "rate")
 
     def priors(self, view: View) -> dict[str, Prior]:

@@ -23,6 +23,7 @@ class UnetInverter(InverterAttack):
 
     The inverse transformation network of the image encryption literature (Ito, Kinoshita, Aprilpyone & Kiya 2021,
     "Image to perturbation", IEEE Access 9), on top of the linear MMSE estimate; known pairs are learnt from as well.
+    Translators that learn against a discriminator (the "GAN attack" of the same literature) have no counterpart here.
 
     Attributes:
         steps: optimiser steps.

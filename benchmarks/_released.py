@@ -45,7 +45,7 @@ def _attacked(preset: str, block: int, scope: KeyScope) -> Iterator[Figure]:
                        released_shape=release.shape, n_targets=IMAGES, classes=10, release=release, target_rows=rows,
                        algorithm=algorithm, public=Images(public[known], names[known], known)))
     attack = Jigsaw()
-    priors = {name: prior.train(view.only(prior.needs), generator(1)) for name, prior in attack.priors(view).items()}
+    priors = {name: prior.train(prior.seen(view), generator(1)) for name, prior in attack.priors(view).items()}
     found = attack.run(view, priors, generator(2)).images
     pieces, blind = defense.pieces(private.shape), public[known].mean(0, keepdim=True)
     assert pieces is not None

@@ -41,8 +41,8 @@ class Reconstruction:
 class Prior(ABC):
     """What an adversary learns once and uses in many cells: a GAN, an inverter.
 
-    Subclasses are frozen dataclasses of parameters. Priors are cached by what they can see (the view cut down to
-    `needs`), their parameters and code, and shared by all attacks and cells for which these agree.
+    Subclasses are frozen dataclasses of parameters. Priors are cached by what they can see (`seen`), their parameters
+    and code, and shared by all attacks and cells for which these agree.
 
     Attributes:
         needs: the capabilities that training reads.
@@ -52,7 +52,11 @@ class Prior(ABC):
 
     @abstractmethod
     def train(self, view: View, rng: torch.Generator) -> Tensors:
-        """Learn from a view cut down to `needs`; return weights or tables."""
+        """Learn from a view cut down by `seen`; return weights or tables."""
+
+    def seen(self, view: View) -> View:
+        """Cut a view down to `needs`; to less, where training would not look at the rest."""
+        return view.only(self.needs)
 
 
 class Attack(ABC):

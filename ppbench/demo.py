@@ -266,7 +266,7 @@ def view_of(original: Tensor, settings: Settings, public: Tensor | None) -> View
 
 def learnt(attack: Attack, view: View, rng: torch.Generator) -> Priors:
     """Train what an attack wants to have learnt before."""
-    return {name: prior.train(view.only(prior.needs), rng) for name, prior in attack.priors(view).items()}
+    return {name: prior.train(prior.seen(view), rng) for name, prior in attack.priors(view).items()}
 
 
 def scores_of(solved: Tensor, original: Tensor, view: View) -> dict[str, float]:

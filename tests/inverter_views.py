@@ -65,7 +65,7 @@ def with_defense(view: View, defense: Defense) -> View:
 
 
 def trained(attack: InverterAttack, view: View, seed: int = 1) -> dict[str, Tensors]:
-    return {name: prior.train(view.only(prior.needs), generator(seed)) for name, prior in attack.priors(view).items()}
+    return {name: prior.train(prior.seen(view), generator(seed)) for name, prior in attack.priors(view).items()}
 
 
 def result(attack: InverterAttack, view: View, seed: int = 1) -> Tensor:

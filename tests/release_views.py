@@ -70,7 +70,7 @@ def view_of(private: Images, public: Images, name: str, params: dict[str, object
 
 def attacked(attack: Attack, view: View) -> Reconstruction:
     """Run an attack as the frame does: priors on the view cut down to what they need."""
-    priors = {name: prior.train(view.only(prior.needs), generator(5)) for name, prior in attack.priors(view).items()}
+    priors = {name: prior.train(prior.seen(view), generator(5)) for name, prior in attack.priors(view).items()}
     found = attack.run(view, priors, generator(6))
     check_reconstruction(found, view)
     return found

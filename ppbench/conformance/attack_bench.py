@@ -96,5 +96,5 @@ class AttackBench:
     def _learnt(self, prior: Prior, view: View) -> Tensors:
         key = json.dumps(describe_prior(prior, view), sort_keys=True)
         if key not in self._known:
-            self._known[key] = attempt(lambda rng: prior.train(view.only(prior.needs), rng)).value
+            self._known[key] = attempt(lambda rng: prior.train(prior.seen(view), rng)).value
         return self._known[key]

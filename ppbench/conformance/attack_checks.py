@@ -178,11 +178,11 @@ def _digest(view: View, part: str) -> str:
 def _learning(prior: Prior, view: View) -> Iterator[str]:
     for capability in sorted(prior.needs - CAPABILITIES):
         yield f"`needs` names the unknown capability {capability!r}: correct it"
-    one, other = (attempt(lambda rng: prior.train(view.only(prior.needs), rng), shared) for shared in (ONE, OTHER))
+    one, other = (attempt(lambda rng: prior.train(prior.seen(view), rng), shared) for shared in (ONE, OTHER))
     value = one.value
     if not isinstance(value, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in value.values()):
         yield f"train() gives a {type(value).__name__}: return tensors by name"
-    yield from dependence(lambda rng: prior.train(view.only(prior.needs), rng), one, other)
+    yield from dependence(lambda rng: prior.train(prior.seen(view), rng), one, other)
     yield from disturbance(one, other)
 
 

@@ -28,7 +28,7 @@ def describe_prior(prior: Any, view: View) -> dict[str, Any]:
     cls = type(prior)
     if not issubclass(cls, Prior) or "__dataclass_fields__" not in vars(cls):
         raise ContractError(f"priors() must give dataclasses derived from ppbench.attack.Prior, not {cls.__name__}")
-    seen = view.only(prior.needs).sealed
+    seen = prior.seen(view).sealed
     if seen.algorithm is not None:
         seen = replace(seen, algorithm=replace(seen.algorithm, ref=seen.algorithm.ref.without_places()))
     return {"class": f"{cls.__module__}:{cls.__qualname__}", "params": asdict(prior), "sees": codec.digest(seen)}
@@ -44,7 +44,7 @@ def train_prior(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) ->
     """Let an adversary learn what it uses in many cells."""
     ref = Ref.from_json(params["ref"]) if params.get("ref") else None
     prior: Prior = class_at(params["prior"]["class"], ref)(**params["prior"]["params"])
-    view = inputs.view().only(prior.needs)
+    view = prior.seen(inputs.view())
     found = prior.train(view, rng)
     if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
         raise ContractError(f"{type(prior).__name__}.train must return a dict of tensors by name, "

@@ -240,7 +240,7 @@ def test_the_nearer_of_both_readings_is_kept() -> None:
     public = natural(40, (3, 16, 16), 2)
     view = view_of(natural(8, (3, 16, 16), 1), public, "patch-shuffle", {"patch": 4}, "image")
     prior = ArrangerPrior(4, steps=1, batch=4, width=16, depth=1, rate=1e-6)
-    found = prior.train(view.only(prior.needs), generator(0))
+    found = prior.train(prior.seen(view), generator(0))
     assert not bool(found["hard"])
     estimate = arranged(prior.load(found, view), cut(view.images, 4), hard=False)
     assert float(estimate.std((2, 3)).mean()) < float(view.images.std((2, 3)).mean())

@@ -28,7 +28,7 @@ def view_of(granted: set[str], private: Images) -> View:
 
 
 def run(attack: Blind, view: View, seed: int = 0) -> torch.Tensor:
-    priors = {name: prior.train(view.only(prior.needs), generator(3)) for name, prior in attack.priors(view).items()}
+    priors = {name: prior.train(prior.seen(view), generator(3)) for name, prior in attack.priors(view).items()}
     found = attack.run(view.only(attack.requires | {"labels"}), priors, generator(seed))
     check_reconstruction(found, view)
     assert found.note.startswith("blind guess: ")

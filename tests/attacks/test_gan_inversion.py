@@ -59,13 +59,25 @@ def toy(shape: Shape = (3, 16, 16), ref: Ref = NONE, **more: Any) -> View:
 
 
 def trained(attack: GanInversion, view: View) -> dict[str, dict[str, Tensor]]:
-    return {name: prior.train(view.only(prior.needs), generator(5)) for name, prior in attack.priors(view).items()}
+    return {name: prior.train(prior.seen(view), generator(5)) for name, prior in attack.priors(view).items()}
 
 
 @pytest.fixture(scope="module")
 def priors() -> dict[str, dict[str, Tensor]]:
     """A hardly trained generator of 16 x 16 colour images."""
     return trained(QUICK, toy())
+
+
+def test_whoever_has_the_key_searches_as_if_there_were_no_cipher(priors: dict[str, dict[str, Tensor]]) -> None:
+    ref = Ref("defenses", "block-scrambling", {"block": 4})
+    plain, view = toy(), toy(ref=ref)
+    defense = build(ref)
+    keys = draw_keys(defense, defense.key_scopes[0], 6, plain.image_shape, generator(1))
+    knowing = View(replace(view.sealed, granted=view.granted | {"key"}, keys=keys))
+    found, expected = (QUICK.run(one, priors, generator(3)) for one in (knowing, plain))
+    assert "the defense run on the guess" in found.note
+    assert torch.equal(found.images, expected.images)
+    assert not torch.equal(found.images, QUICK.run(view, priors, generator(3)).images)
 
 
 # The networks

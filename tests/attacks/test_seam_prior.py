@@ -174,7 +174,7 @@ def test_a_prior_learns_from_crops_of_photographs() -> None:
     public, private = crops(40, 32), crops(2, 32, "private")
     view = view_of(private, public, "patch-shuffle", {"patch": 8}, "image")
     prior, before = prior_of(), torch.random.get_rng_state()
-    found, again = (prior.train(view.only(prior.needs), generator(3)) for _ in range(2))
+    found, again = (prior.train(prior.seen(view), generator(3)) for _ in range(2))
     assert torch.equal(before, torch.random.get_rng_state())
     assert found.keys() == again.keys()
     assert all(torch.equal(found[name], again[name]) for name in found)

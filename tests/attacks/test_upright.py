@@ -117,7 +117,7 @@ def test_a_prior_is_learnt_and_loaded(flags: Flags, channels: int, steps: int) -
         public = replace(public, pixels=public.pixels[:, :1])
     view = view_of(public[:2], public, "block-scrambling", {"preset": "etc", "block": 8}, "image")
     prior, before = UprightPrior(*flags, steps), torch.random.get_rng_state()
-    found, again = (prior.train(view.only(prior.needs), generator(2)) for _ in range(2))
+    found, again = (prior.train(prior.seen(view), generator(2)) for _ in range(2))
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(found[name], again[name]) for name in found)
     assert found["objective"].isfinite().all()
