@@ -24,9 +24,11 @@ from ppbench.view import Algorithm, Pairs, Sealed, View, quantised
 
 PRESETS = ("vit-cipher", "etc", "le", "ele", "pe")
 PROMISED = ("vit-cipher", "le")
+ALIKE = 0.995  # mean SSIM where nearly all keys are found whole
 BLOCKS = (4, 8)
 RELEASED = 64  # images under one key
 QUERIES = 16  # that an oracle answers
+READ = 0.99  # of the key in a ViT whose starting weights are published
 VIT = {"patch_size": 4, "embed_dim": 128, "depth": 2, "num_heads": 4}
 
 
@@ -71,7 +73,9 @@ def keys(quick: bool) -> list[Figure]:
                       *told(Case(preset, block, asks=True), private, public, trials)]
     for pairs in (4, 16, 64):
         found += told(Case("ele", 4, pairs=pairs), private, public, trials)
-    found += told(Case("vit-cipher", 4, pairs=16, scope="image"), private, public, min(trials, 10))
+    for preset in PRESETS:
+        found += [*told(Case(preset, 4, pairs=16, scope="image"), private, public, min(trials, 10)),
+                  *told(Case(preset, 4, asks=True, scope="image"), private, public, min(trials, 10))]
     for count in (300,) if quick else (100, 300, 1000, 10000):
         for preset in ("pe",) if quick else ("vit-cipher", "le", "etc", "pe"):
             for block in sides(preset)[:1 if quick else None]:
@@ -105,7 +109,8 @@ def told(case: Case, private: Images, public: Images, trials: int) -> list[Figur
             Figure(name, f"whole keys of {trials}", whole / trials))
     spent = at_most(name, "seconds a trial", seconds / trials, 1.0) if promised else \
         Figure(name, "seconds a trial", seconds / trials)
-    return [rate, Figure(name, "SSIM", sum(scores) / trials), spent]
+    score = sum(scores) / trials
+    return [rate, at_least(name, "SSIM", score, ALIKE) if promised else Figure(name, "SSIM", score), spent]
 
 
 def view_of(case: Case, private: Images, public: Images, seed: int) -> View:
@@ -123,7 +128,8 @@ def view_of(case: Case, private: Images, public: Images, seed: int) -> View:
     if case.asks:
         asked = KeyRecovery().queries(View(sealed))
         chosen = Images(asked, torch.zeros(len(asked), dtype=torch.int64), torch.arange(len(asked)))
-        sealed = replace(sealed, granted=sealed.granted | {"oracle"}, answers=_protected(algorithm, chosen, own))
+        answers = _protected(algorithm, chosen, own) if len(asked) else asked
+        sealed = replace(sealed, granted=sealed.granted | {"oracle"}, answers=answers)
     return View(sealed)
 
 
@@ -149,8 +155,9 @@ def weights(private: Images, most: int) -> list[Figure]:
                 ((key.key.order[0] == own.values["pixels"][0]).double().mean().item(),
                  (key.key.source == own.values["blocks"][0]).double().mean().item())
             what = f"vit-cipher, blocks of 4, {name} starting weights, {steps} steps of training"
-            found += [Figure(what, "share of the block's values found", rows),
-                      Figure(what, "share of places found", places)]
+            found += [at_least(what, share, value, READ) if name == "published" else Figure(what, share, value)
+                      for share, value in (("share of the block's values found", rows),
+                                           ("share of places found", places))]
     return found
 
 

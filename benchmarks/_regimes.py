@@ -11,8 +11,11 @@ from ppbench.results import Row
 
 LEARNED = ("thumbnail", "vit-inverter", "unet-inverter")
 ROUNDING = 0.01  # by which an attack that stands on the linear estimate may fall below it on other images
-# SSIM, Qi et al. 2022 (arXiv 2205.12041): inverse transformation network with keys of one's own; their set, their sizes
-PUBLISHED = {"vit-cipher": 0.117, "le": 0.407, "etc": 0.529, "ele": 0.001}
+# SSIM, Qi et al. 2022 (arXiv 2205.12041): inverse transformation network and GAN, on their set of 32 x 32 images
+PUBLISHED = {("unet-inverter", "vit-cipher"): 0.117, ("unet-inverter", "le"): 0.407, ("unet-inverter", "etc"): 0.529,
+             ("unet-inverter", "ele"): 0.001, ("gan-inversion", "vit-cipher"): 0.043, ("gan-inversion", "le"): 0.774,
+             ("gan-inversion", "ele"): 0.021}
+PUBLISHED_BLOCK = 4
 OWN_KEYS = "ciphertext-only"
 BRIEF = {"steps": 20, "batch": 16, "width": 16, "depth": 1}
 
@@ -56,15 +59,22 @@ def brief(tables: Tables) -> Tables:
 def figures(row: Row, linear: float, timings: Mapping[str, float]) -> list[Figure]:
     """Return a row's scores and seconds; those of networks beside what is known of them."""
     name = f"{described(row)}: {row['attack']}, {row['threat']}"
-    found = [Figure(name, figure, row[figure]) for figure in ("ssim", "lpips", "identification") if figure in row]
-    preset = json.loads(row["defense_params"]).get("preset", "vit-cipher")
-    own = row["threat"] == OWN_KEYS and row["key_scope"] == "global"
-    if row["attack"] == "unet-inverter" and own and row["defense"] == "block-scrambling":
-        found[0] = Figure(name, "ssim", row["ssim"], f"published: {PUBLISHED[preset]:g}" if preset in PUBLISHED else "")
-    if row["attack"] in LEARNED:
+    published = PUBLISHED.get((row["attack"], _preset(row)))
+    found = [Figure(name, "ssim", row["ssim"], f"published: {published:g}" if published is not None else ""),
+             Figure(name, "lpips", row.get("lpips", math.nan)),
+             Figure(name, f"identification among {row['gallery']:,}", row["identification"])]
+    if row["attack"] in LEARNED and not str(row["note"]).startswith("degenerate"):  # where it is the release itself
         found.append(at_least(name, "ssim over that of linear", row["ssim"] - linear, -ROUNDING))
     return [*found, Figure(name, "seconds of training", timings["prior"]),
             Figure(name, "seconds of attack", timings["attack"])]
+
+
+def _preset(row: Row) -> str:
+    """Name the cipher of a row that stands beside published ones: keys of one's own, against one key; else nothing."""
+    params = json.loads(row["defense_params"])
+    if row["threat"] != OWN_KEYS or row["key_scope"] != "global" or params.get("block", 4) != PUBLISHED_BLOCK:
+        return ""
+    return str(params.get("preset", "vit-cipher"))
 
 
 def described(row: Row) -> str:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from _real import ROOT
+from torch import Tensor
 
 from ppbench.display import Terminal
 from ppbench.resolve import make_plan
@@ -26,11 +28,17 @@ class Results:
         rows: of what was applicable.
         timings: by cell, the seconds of training priors (`prior`), of the `attack` and of scoring (`score`).
         computed: how many artefacts of a kind were made.
+        per_image: a line a cell and target, in the order of the targets.
     """
 
     rows: list[Row]
     timings: dict[str, dict[str, float]]
     computed: Mapping[str, int]
+    per_image: pd.DataFrame
+
+    def scores(self, row: Row, column: str) -> Tensor:
+        """Return a row's scores by target."""
+        return torch.from_numpy(self.per_image.loc[self.per_image["cell"] == row["cell"], column].to_numpy())
 
 
 def rows_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> list[Row]:
@@ -51,7 +59,9 @@ def results_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> Re
         output = Path(scratch) if brief else ROOT / "runs"
         found = run(plan, RunOptions(output), terminal)
         timings = pd.read_csv(output / plan.name / "timings.csv", index_col="cell").to_dict("index")
+        per_image = pd.read_csv(output / plan.name / "per_image.csv")
     for row in found.rows:
         if row["status"] not in ("ok", "not-applicable"):
             raise SystemExit(f"{name}: {row['attack']} on {row['defense']} {row['status']}: {row['reason']}")
-    return Results([row for row in found.rows if row["status"] == "ok"], timings, found.computed)
+    return Results([row for row in found.rows if row["status"] == "ok"], timings, found.computed,
+                   per_image)

@@ -8,6 +8,7 @@ there (leaderboards/README.md). The quick form leaves faces out.
 
 import torch
 from _keys import keys
+from _ladder import ladder
 from _mixup import mixtures
 from _people import people
 from _regimes import regimes
@@ -19,7 +20,7 @@ def main() -> None:
     """Measure, and print the table."""
     asked = options(__doc__ or "")
     torch.set_num_threads(1)  # as a run does: more threads change float results
-    parts = (keys, mixtures, puzzles, regimes, people)
+    parts = (keys, mixtures, puzzles, regimes, ladder, people)
     show("What comes back of protected images", [figure for part in parts for figure in part(asked.quick)], asked.json)
 
 
