@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 from conftest import REAL
 
-SUITES = Path(__file__).parents[1] / "leaderboards" / "suites"
+ROOT = Path(__file__).parents[1]
+SUITES = ROOT / "leaderboards" / "suites"
+SHORT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from {module} import brief
+from ppbench.resolve import make_plan
+from ppbench.suite import read_suite, validate
+suite = Path(sys.argv[2])
+print(len(make_plan(validate(brief(read_suite(suite)), suite.name), suite.parent).cells))
+"""  # what benchmarks make of a suite with --quick
 
 
 def checked(suite: Path) -> str:
@@ -20,7 +31,7 @@ def checked(suite: Path) -> str:
     return done.stdout
 
 
-CELLS = {"cifar10-small": 49, "faces": 90, "ladder": 112, "mixup": 12, "people": 12, "regimes": 160, "shuffle": 8,
+CELLS = {"cifar10-small": 49, "faces": 90, "ladder": 112, "mixup": 12, "people": 12, "regimes": 160, "shuffle": 10,
          "unkeyed": 100, "victims": 9}
 
 
@@ -47,3 +58,15 @@ def test_a_suite_can_run_on_the_real_images(copied: Path, name: str) -> None:
     text = checked(copied / f"{name}.toml")
     assert f"{CELLS[name]} cells" in text
     assert "not-applicable" not in text
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.skipif(not (REAL / "data" / "unpack.py").is_file(), reason="no CIFAR-10 in PPBENCH_DATA")
+@pytest.mark.parametrize(("name", "cells"), [("mixup", 12), ("shuffle", 2), ("regimes", 2)])
+def test_the_short_form_that_a_benchmark_makes_of_a_suite_can_run(copied: Path, name: str, cells: int) -> None:
+    command = [sys.executable, "-c", SHORT.format(module=f"_{name}"), str(ROOT / "benchmarks"),
+               str(copied / f"{name}.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == cells
