@@ -40,7 +40,7 @@ class GanInversion(Attack):
         code_rate: learning rate of the codes.
         feature_rate: learning rate of the features.
         pull: weight that holds a code to its class, beside the objective relative to that of the class's centre.
-        prior_steps: steps of training the generator.
+        prior_steps: steps of training the generator at 32 x 32 pixels; fewer in proportion for larger images.
     """
 
     requires = frozenset({"images", "public", "algorithm"})

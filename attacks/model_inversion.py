@@ -40,7 +40,7 @@ class ModelInversion(Attack):
         rate: learning rate, in standard deviations of the codes.
         pull: weight that holds a code near the centre of all, beside the loss.
         loss: `poincare` or `margin`.
-        prior_steps: steps of training the generator.
+        prior_steps: steps of training the generator at 32 x 32 pixels; fewer in proportion for larger images.
     """
 
     requires = frozenset({"labels", "public", "algorithm", "model"})

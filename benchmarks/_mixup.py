@@ -42,7 +42,8 @@ def brief(tables: Tables) -> Tables:
     for table in tables["attack"]:
         if table.get("steps"):
             table |= {"steps": 40, "width": 24, "depth": 2, "batch": 32}
-    return tables | {"targets": 32, "score": tables["score"] | {"groups": ["ssim", "identification"]}}
+    limits = tables["limits"] | {"threads": 1}
+    return tables | {"targets": 32, "limits": limits, "score": tables["score"] | {"groups": ["ssim", "identification"]}}
 
 
 def figures(row: Row, linear: float, quick: bool) -> list[Figure]:

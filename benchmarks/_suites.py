@@ -1,5 +1,6 @@
 """Rows of a committed suite, whole or in small."""
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ def results_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> Re
     plan = make_plan(validate(brief(tables) if brief else tables, suite.name), suite.parent)
     with tempfile.TemporaryDirectory() as scratch, Terminal() as terminal:
         output = Path(scratch) if brief else ROOT / "runs"
-        found = run(plan, RunOptions(output), terminal)
+        jobs = max(1, (os.cpu_count() or 1) // plan.limits.threads)
+        found = run(plan, RunOptions(output, jobs=jobs), terminal)
         timings = pd.read_csv(output / plan.name / "timings.csv", index_col="cell").to_dict("index")
         per_image = pd.read_csv(output / plan.name / "per_image.csv")
     for row in found.rows:

@@ -36,7 +36,7 @@ def cli() -> None:
 @click.option("--name", help="The run's folder below it; default: the suite's name and a digest of the flags.")
 @click.option("--engine", type=click.Choice(["processes", "inline"]), default="processes", show_default=True,
               help="One process a cell, or all in this one (for debugging).")
-@click.option("--jobs", type=click.IntRange(min=1), help="Processes at once; default: the number of cores.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes at once; default: the cores / [limits] threads.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N; auto = CUDA where there is one.")
 @click.option("--dry-run", is_flag=True, help="Check everything, list the cells, compute nothing.")
 @click.option("--fresh", is_flag=True, help="Forget the rows of an earlier run of this name.")
