@@ -108,13 +108,6 @@ class Generator(Prior):
             net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         return Nets(*nets)
 
-    def sample(self, nets: Nets, labels: Tensor, rng: torch.Generator) -> Tensor:
-        """Return one new image `[N, C, H, W]` for every label."""
-        with torch.no_grad():
-            noise = torch.randn(len(labels), self.latent, generator=rng)
-            images: Tensor = nets.generator(nets.generator.codes(noise, labels))
-        return images
-
 
 def _fit(prior: Generator, public: Images, design: Design, nets: tuple[GeneratorNet, EncoderNet, DiscriminatorNet],
          rng: torch.Generator) -> GeneratorNet:
@@ -142,7 +135,7 @@ def _fit(prior: Generator, public: Images, design: Design, nets: tuple[Generator
             augment = augmentation(len(rows), design, rng)
             _step(critic, _hinge(discriminator, augment, real, torch.stack([copied, new]).detach(), told))
             with frozen(discriminator):
-                fooled = [discriminator(augment(images), told)[0].mean() for images in (copied, new)]
+                fooled = [discriminator(augment(images), told).mean() for images in (copied, new)]
             loss = loss - prior.adversarial * (fooled[0] + fooled[1])
         _step(makers, loss)
         for schedule in schedules if criticised else schedules[:1]:
@@ -180,7 +173,7 @@ def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
 def _hinge(discriminator: DiscriminatorNet, augment: Callable[[Tensor], Tensor], real: Tensor, fakes: Tensor,
            labels: Tensor) -> Tensor:
     seen = torch.cat([augment(real), *(augment(fake) for fake in fakes)])
-    real_score, *fake_scores = discriminator(seen, labels.repeat(3))[0].chunk(3)
+    real_score, *fake_scores = discriminator(seen, labels.repeat(3)).chunk(3)
     fake = torch.stack([F.relu(1 + score).mean() for score in fake_scores]).mean()
     return F.relu(1 - real_score).mean() + fake
 

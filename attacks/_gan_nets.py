@@ -182,11 +182,11 @@ class DiscriminatorNet(nn.Module):
         self.embed = nn.Embedding(design.classes + 1, length)
         nn.init.zeros_(self.embed.weight)
 
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scores `[N]` of images `[N, C, H, W]`, and the features `[N, d]` they were read from."""
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the scores `[N]` of images `[N, C, H, W]`."""
         features = self.body(self.canvas.lay(images) * 2 - 1).flatten(1)
-        score = self.head(features)[:, 0] + (features * self.embed(labels)).mean(1)
-        return score, features
+        score: Tensor = self.head(features)[:, 0] + (features * self.embed(labels)).mean(1)
+        return score
 
 
 def _pyramid(design: Design) -> tuple[nn.Sequential, int]:

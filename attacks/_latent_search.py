@@ -27,13 +27,11 @@ class Stop:
         name: of the point.
         images: `[N, C, H, W]`.
         objective: `[N]`.
-        points: length of the trace up to here.
     """
 
     name: str
     images: Tensor
     objective: Tensor
-    points: int
 
 
 @dataclass
@@ -64,7 +62,7 @@ class Search:
         objective = torch.cat([distances(self.signature.of_plain(images[rows]), self.wanted[rows])
                                for rows in self._chunks(len(images))])
         self.trace.append(objective)
-        self.stops.append(Stop(name, images, objective, len(self.trace)))
+        self.stops.append(Stop(name, images, objective))
 
     @torch.no_grad()
     def begin(self, bank: Tensor, bank_labels: Tensor, read: Tensor, restarts: int) -> Tensor:
