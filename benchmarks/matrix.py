@@ -27,6 +27,7 @@ DEFENSES = [table["use"] for table in FULL["defense"]]
 ATTACKS = [table["use"] for table in FULL["attack"]]
 TRAINS = {"memorization"}  # acts in the victim's training: a victim more for every defense
 PRIORS = {"gan-inversion": "shared", "vit-inverter": "own"}  # a generator for all, an inverter for each defense
+SEAMS = {"patch-shuffle"}  # that keep what a piece holds, so that jigsaw learns seams, once for all pieces of a size
 SCORES = '[score]\ngroups = ["ssim", "psnr", "task"]\n'
 BRIEF = "gan-inversion,prior_steps=2,steps=2"
 TWICE = ["none", "mixup", "mixup,patch=8", "pixelate"]
@@ -71,7 +72,7 @@ def counts(case: str, output: Path, defenses: list[str], attacks: list[str], gue
     own = sum(PRIORS.get(name) == "own" for name in names)
     wanted = {"release": len(defenses) + 1,  # and the plain images', for the accuracy beside
               "victim": len(defenses) * (1 + len(TRAINS & set(names))),
-              "prior": guesses + shared + own * len(defenses)}
+              "prior": guesses + shared + own * len(defenses) + ("jigsaw" in names and not SEAMS.isdisjoint(defenses))}
     return [equal(case, f"{kind}s computed", made(output, kind), count) for kind, count in wanted.items()]
 
 
