@@ -72,7 +72,8 @@ def figures(row: Row, linear: float, timings: Mapping[str, float]) -> list[Figur
 def _preset(row: Row) -> str:
     """Name the cipher of a row that stands beside published ones: keys of one's own, against one key; else nothing."""
     params = json.loads(row["defense_params"])
-    if row["threat"] != OWN_KEYS or row["key_scope"] != "global" or params.get("block", 4) != PUBLISHED_BLOCK:
+    here = row["defense"] == "block-scrambling" and params.get("block", 4) == PUBLISHED_BLOCK
+    if row["threat"] != OWN_KEYS or row["key_scope"] != "global" or not here:
         return ""
     return str(params.get("preset", "vit-cipher"))
 

@@ -27,7 +27,8 @@ class Results:
 
     Attributes:
         rows: of what was applicable.
-        timings: by cell, the seconds of training priors (`prior`), of the `attack` and of scoring (`score`).
+        timings: by cell, the seconds of training priors (`prior`), of the `attack` and of scoring (`score`), but for
+            floors.
         computed: how many artefacts of a kind were made.
         per_image: a line a cell and target, in the order of the targets.
     """

@@ -98,7 +98,7 @@ def score(truth: Truth, found: Reconstruction, outer: Reconstruction | None, rng
             perfect = measured.plain.get(name, torch.full_like(per_image, PERFECT.get(name, math.nan)))
             _calibrate(sheet, name, per_image, truth.floors.scores[name], perfect, spawn(rng))
     if "identification" in groups:
-        sheet.values["gallery"] = len(yardstick.gallery)
+        sheet.values["gallery"] = yardstick.gallery_size
     _spread(sheet, spawn(rng))
     if "pieces" in groups and found.images.shape == private.shape:
         _score_pieces(truth.pieces, estimates, private, sheet)

@@ -67,8 +67,14 @@ class Yardstick:
     @property
     def gallery(self) -> Tensor:
         """The targets, then the distractors: other private images and test images, none of the public ones."""
-        others = torch.cat([self.images.private.pixels[self.targets:], self.images.test.pixels])
-        return torch.cat([self.private, others[: self.settings.distractors]])
+        everyone = torch.cat([self.images.private.pixels, self.images.test.pixels])
+        return everyone[: self.gallery_size]
+
+    @property
+    def gallery_size(self) -> int:
+        """How many images an estimate is looked for among."""
+        others = len(self.images.private) - self.targets + len(self.images.test)
+        return self.targets + min(self.settings.distractors, others)
 
     @property
     def album(self) -> Album | None:

@@ -11,6 +11,7 @@ from conftest import tiny_plan, tiny_run
 from torch import Tensor
 
 from ppbench.attack import check_reconstruction
+from ppbench.attacks._decrypted import decrypted
 from ppbench.attacks._gan import Generator, augmentation, held_out
 from ppbench.attacks._gan_nets import LARGEST, Design, DiscriminatorNet, EncoderNet, GeneratorNet, canvas
 from ppbench.attacks._latent_search import Search, Stop
@@ -78,6 +79,28 @@ def test_whoever_has_the_key_searches_as_if_there_were_no_cipher(priors: dict[st
     assert "the defense run on the guess" in found.note
     assert torch.equal(found.images, expected.images)
     assert not torch.equal(found.images, QUICK.run(view, priors, generator(3)).images)
+
+
+def test_a_key_that_does_not_bring_images_back_is_no_use() -> None:
+    """InstaHide's mixtures stay mixtures: the release is compared as it is without the key."""
+    ref = Ref("defenses", "instahide")
+    defense, view = build(ref), toy(ref=ref)
+    keys = draw_keys(defense, defense.key_scopes[0], 6, view.image_shape, generator(1))
+    knowing = View(replace(view.sealed, granted=view.granted | {"key"}, keys=keys))
+    assert decrypted(knowing) is knowing
+
+
+def test_nothing_but_the_release_of_a_decrypted_view_tells_of_clients() -> None:
+    ref = Ref("defenses", "block-scrambling", {"block": 4})
+    view, defense = toy(ref=ref), build(ref)
+    keys = draw_keys(defense, "client", 6, view.image_shape, generator(1), 2)
+    private = smooth(6, view.image_shape, 1)
+    release = replace(quantised(defense.protect(private, keys, generator(2)), 8), clients=keys.owner)
+    sealed = replace(view.sealed, granted=view.granted | {"key"}, keys=keys, release=release,
+                     algorithm=Algorithm(ref, "client", 8, 2))
+    found = decrypted(View(sealed))
+    assert torch.equal(found.images, private.pixels[:3])
+    assert (found.algorithm.key_scope, found.algorithm.clients, found.release.clients) == (None, 1, None)
 
 
 # The networks

@@ -8,6 +8,7 @@ import torch
 from release_views import attacked, natural, view_of
 from torch import Tensor
 
+from ppbench.attacks._key_pairs import recover
 from ppbench.attacks._key_structure import structure_of
 from ppbench.attacks._key_vote import agreed
 from ppbench.attacks.key_recovery import KeyRecovery
@@ -67,14 +68,51 @@ def test_noise_in_place_of_pairs_ends_no_run(preset: str, pairs: int) -> None:
     assert "left out" not in found.note
 
 
+def one_value_wrong(pixels: Tensor, rows: list[int]) -> Tensor:
+    """Put another level, drawn anew, at one place of some images."""
+    pixels, rng = pixels.clone(), generator(8)
+    pixels[rows, 0, 0, 0] = (pixels[rows, 0, 0, 0] + torch.randint(40, 216, (len(rows),), generator=rng) / 255) % 1.0
+    pixels[rows, 0, 0, 0] = (pixels[rows, 0, 0, 0] * 255).round() / 255
+    return pixels
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("pairs", [1, 6])
 def test_one_wrong_value_in_every_pair_ends_no_run(preset: str, pairs: int) -> None:
     view = view_of(PRIVATE, PUBLIC, "block-scrambling", {"preset": preset}, "global", pairs=pairs)
-    made = view.pairs.protected.clone()
-    made[:, 0, 0, 0] = 1 - made[:, 0, 0, 0]
+    made = one_value_wrong(view.pairs.protected, list(range(pairs)))
     found = attacked(KeyRecovery(), with_pairs(view, view.pairs.plain, made))
     assert found.images.isfinite().all()
+    assert "left out" not in found.note
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_one_wrong_value_spoils_a_pair_alone(preset: str) -> None:
+    """Of 40 pairs one has a wrong value and one is of another key; the key is that of the others."""
+    view = spoilt({"preset": preset}, 40, [3])
+    found = attacked(KeyRecovery(), with_pairs(view, view.pairs.plain, one_value_wrong(view.pairs.protected, [20])))
+    assert found.note.startswith("38 pairs (2 of another key left out): 100.0%")
+    assert torch.equal(found.images, PRIVATE.pixels)
+
+
+@pytest.mark.parametrize("preset", ["etc", "le", "ele", "pe"])
+def test_a_pair_that_tells_nothing_does_not_outvote_those_that_tell_nearly_all(preset: str) -> None:
+    """A flat image is explained by any key; the others have a wrong value each."""
+    view = view_of(PRIVATE, PUBLIC, "block-scrambling", {"preset": preset}, "global", pairs=16)
+    plain, made = view.pairs.plain.clone(), one_value_wrong(view.pairs.protected, list(range(15)))
+    plain[15] = made[15] = 1
+    found = attacked(KeyRecovery(settle=False), with_pairs(view, plain, made))
+    assert found.note.startswith("16 pairs: ")
+    structure = structure_of(view.algorithm, SHAPE)
+    assert structure is not None
+    together = recover(structure, structure.levels(plain), structure.levels(made)).key
+    assert torch.equal(found.images, structure.image_of(together.decrypt(structure.levels(view.images),
+                                                                        structure.top)))
+
+
+def test_of_two_pairs_of_two_keys_the_first_is_believed() -> None:
+    found = attacked(KeyRecovery(), spoilt({"preset": "etc"}, 2, [1]))
+    assert found.note.startswith("1 pair (1 of another key left out): 100.0%")
 
 
 @pytest.mark.parametrize("preset", ["vit-cipher", "ele"])
