@@ -10,6 +10,7 @@ from full_view import everything
 
 from ppbench.attack import Reconstruction, check_reconstruction
 from ppbench.errors import ContractError, UserError
+from ppbench.results import Row
 from ppbench.view import View
 
 VIEW = View(everything())
@@ -34,21 +35,30 @@ def test_what_stands_beside_the_images_is_checked(facts: dict[str, Any], words: 
         check_reconstruction(Reconstruction(IMAGES, **facts), VIEW)
 
 
-LISTS = """
-@dataclass(frozen=True)
-class Lists(Prior):
-    needs = frozenset({"public"})
-    def train(self, view, rng):
-        return [torch.ones(1)]
-
+LEARNS = """
 @dataclass(frozen=True)
 class Learns(Attack):
     requires = frozenset({"public"})
     default_threat = "ciphertext-only"
     def priors(self, view):
-        return {"it": Lists()}
+        return {"it": It()}
     def run(self, view, priors, rng):
-        return Reconstruction(torch.zeros(view.n_targets, *view.image_shape))
+        return Reconstruction(torch.zeros(view.n_targets, *view.image_shape), note=f"{float(priors['it']['it'][0]):g}")
+
+@dataclass(frozen=True)
+class It(Prior):
+    needs = frozenset({"public", "algorithm"})
+"""
+LISTS = LEARNS + """
+    def train(self, view, rng):
+        return [torch.ones(1)]
+"""
+SEES = LEARNS + """
+    def seen(self, view):
+        BODY
+    def train(self, view, rng):
+        return {"it": torch.tensor([float("algorithm" in view.granted)])}
+CALLS = []
 """
 
 
@@ -56,7 +66,30 @@ def test_a_prior_that_gives_no_tensors_by_name_is_named(tiny_npz: Path, tmp_path
     file = plugin(tmp_path, LISTS)
     result, _ = tiny_run(tiny_plan(tiny_npz, ["none"], [f"{file}:Learns"]), tmp_path)
     assert result.rows[0]["status"] == "failed"
-    assert result.rows[0]["reason"] == "prior: Lists.train must return a dict of tensors by name, not a list"
+    assert result.rows[0]["reason"] == "prior: It.train must return a dict of tensors by name, not a list"
+
+
+def seeing(tiny_npz: Path, tmp_path: Path, body: str) -> Row:
+    file = plugin(tmp_path, SEES.replace("BODY", body))
+    return tiny_run(tiny_plan(tiny_npz, ["none"], [f"{file}:Learns"]), tmp_path)[0].rows[0]
+
+
+@pytest.mark.parametrize(("body", "note"), [("return super().seen(view)", "1"),
+                                            ("return super().seen(view).only(frozenset({'public'}))", "0")])
+def test_a_prior_learns_from_what_it_says_that_it_sees(tiny_npz: Path, tmp_path: Path, body: str, note: str) -> None:
+    row = seeing(tiny_npz, tmp_path, body)
+    assert (row["status"], row["note"]) == ("ok", note)
+
+
+@pytest.mark.parametrize(("body", "reason"), [
+    ("CALLS.append(1); return view.only(frozenset({'public'} if len(CALLS) % 2 else {'algorithm'}))",
+     "prior: It.seen cuts the same view differently each time: let it depend on the view and the parameters alone"),
+    ("return None", "priors: It.seen must return a view, not a NoneType")])
+def test_what_a_prior_sees_is_held_against_what_it_said(tiny_npz: Path, tmp_path: Path, body: str,
+                                                        reason: str) -> None:
+    """Else two cells could share what was learnt in one of them from more than the other grants."""
+    row = seeing(tiny_npz, tmp_path, body)
+    assert (row["status"], row["reason"]) == ("failed", reason)
 
 
 def test_a_defense_whose_check_is_broken_is_told_before_anything_runs(tiny_npz: Path, tmp_path: Path) -> None:
