@@ -18,8 +18,16 @@ from ppbench.attacks._affine import mirrors
 from ppbench.attacks._descent import MOST_STEPS, Course, Descent, copied, descend
 from ppbench.attacks._lessons import Lesson, fixed, lesson, protected_anew, rehearsed
 from ppbench.attacks._linear_map import DRAWS, LinearMap, from_own_keys, from_pairs, with_own_keys
-from ppbench.attacks._pairs import as_far_as_pairs_tell, halves, learnt, moved, telling_pairs, with_a_key_each
-from ppbench.attacks._simulate import ANYONE, Simulated, named, simulate, targets_by_key
+from ppbench.attacks._pairs import (
+    as_far_as_pairs_tell,
+    halves,
+    learnt,
+    moved,
+    targets_by_key,
+    telling_pairs,
+    with_a_key_each,
+)
+from ppbench.attacks._simulate import ANYONE, Simulated, named, simulate
 from ppbench.bounds import above_zero, at_least, between
 from ppbench.codec import Tensors
 from ppbench.data import Shape

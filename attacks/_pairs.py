@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ppbench.attacks._simulate import Simulated, known_pairs
+from ppbench.attacks._simulate import ANYONE, NOBODY, Simulated, known_pairs
 from ppbench.data import Images
 from ppbench.view import View
 
@@ -56,6 +56,19 @@ def telling_pairs(view: View, client: int) -> Simulated | None:
     """Return the known pairs where they tell of the targets' key; keys of one's own tell as much otherwise."""
     pairs = known_pairs(view, client) if view.algorithm.key_scope in ("client", "global") else None
     return pairs if pairs is not None and len(pairs) >= HELD else None
+
+
+def targets_by_key(view: View) -> dict[int, Tensor]:
+    """Return which targets `[n]` bool each client sent of whose key known pairs tell; all others as one, or all."""
+    senders = view.release.clients
+    if "pairs" not in view.granted or senders is None:
+        return {ANYONE: torch.ones(view.n_targets, dtype=torch.bool)}
+    senders = senders[view.target_rows]
+    found: dict[int, Tensor] = {}
+    for client in senders.unique().tolist():
+        key, mine = client if telling_pairs(view, client) is not None else NOBODY, senders == client
+        found[key] = found[key] | mine if key in found else mine
+    return found
 
 
 def as_far_as_pairs_tell(view: View, client: int) -> View:

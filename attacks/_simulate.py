@@ -12,6 +12,8 @@ from ppbench.view import View
 
 ANYONE = -1
 """In place of a client: all of them together."""
+NOBODY = -2
+"""In place of a client: those of whose keys no pairs tell."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,6 @@ def known_pairs(view: View, client: int = ANYONE) -> Simulated | None:
     return Simulated(pairs.plain[rows], pairs.protected[rows], torch.full((len(rows),), -1)) if len(rows) else None
 
 
-def targets_by_key(view: View) -> dict[int, Tensor]:
-    """Return which targets `[n]` bool each client sent, of those whose keys known pairs tell of; or all as one."""
-    senders = view.release.clients
-    if "pairs" not in view.granted or senders is None:
-        return {ANYONE: torch.ones(view.n_targets, dtype=torch.bool)}
-    senders = senders[view.target_rows]
-    return {int(client): senders == client for client in senders.unique()}
-
-
 def joined(parts: list[Simulated]) -> Simulated:
     """Join several sets of pairs into one."""
     return Simulated(torch.cat([part.plain for part in parts]), torch.cat([part.released for part in parts]),
@@ -85,8 +78,8 @@ def joined(parts: list[Simulated]) -> Simulated:
 
 
 def named(name: str, client: int) -> str:
-    """Name what was learnt of a client's key, or of everyone's."""
-    return name if client == ANYONE else f"{name} of client {client}"
+    """Name what was learnt of a client's key, or of everyone's or nobody's."""
+    return name if client in (ANYONE, NOBODY) else f"{name} of client {client}"
 
 
 def _assigned(released: Tensor, labels: Tensor, public: Images) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,8 @@ import torch
 
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks._linear_map import DRAWS, LinearMap, from_own_keys, from_pairs, with_own_keys
-from ppbench.attacks._pairs import as_far_as_pairs_tell, halves, telling_pairs
-from ppbench.attacks._simulate import ANYONE, named, simulate, targets_by_key
+from ppbench.attacks._pairs import as_far_as_pairs_tell, halves, targets_by_key, telling_pairs
+from ppbench.attacks._simulate import ANYONE, named, simulate
 from ppbench.bounds import at_least
 from ppbench.codec import Tensors
 from ppbench.seeding import spawn

@@ -1,5 +1,7 @@
 """The linear attack: what it must undo, what pairs add, and figures on real photos."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from release_views import attacked, cifar, errors, natural, view_of
@@ -12,6 +14,7 @@ from ppbench.data import Images
 from ppbench.defense import resize
 from ppbench.metrics import ssim
 from ppbench.stages.attacking import describe_prior
+from ppbench.view import View
 
 PRIVATE, PUBLIC = natural(6, (3, 16, 16), 0), natural(60, (3, 16, 16), 1)
 
@@ -54,6 +57,19 @@ def test_the_pairs_of_every_client_tell_of_its_own_key() -> None:
     view = view_of(private, public, "block-scrambling", {"block": 2}, "client", pairs=200, clients=2)
     assert set(Linear().priors(view)) == {"map of client 0", "map of client 1"}
     assert errors(attacked(Linear(), view).images, private.pixels).max() < 1e-3
+
+
+@pytest.mark.parametrize("attack", [Linear(draws=1), UnetInverter(steps=1)])
+def test_clients_of_whose_keys_no_pairs_tell_share_what_is_learnt(attack: Attack) -> None:
+    view = view_of(PRIVATE, PUBLIC, "block-scrambling", {}, "client", pairs=6, clients=3)
+    assert len(attack.priors(view)) == 1
+    known = view.sealed.pairs
+    assert known is not None
+    more = replace(known, clients=torch.tensor([0, 0, 0, 0, 1, 2]))
+    told = View(replace(view.sealed, pairs=more))
+    assert len(attack.priors(told)) == 2
+    assert any(name.endswith("of client 0") for name in attack.priors(told))
+    assert attacked(attack, told).images.isfinite().all()
 
 
 def test_few_pairs_are_taken_only_where_they_help() -> None:
