@@ -40,7 +40,7 @@ class Results:
 
     def scores(self, row: Row, column: str) -> Tensor:
         """Return a row's scores by target."""
-        return torch.from_numpy(self.per_image.loc[self.per_image["cell"] == row["cell"], column].to_numpy())
+        return torch.tensor(self.per_image.loc[self.per_image["cell"] == row["cell"], column].to_list())
 
 
 def rows_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> list[Row]:
@@ -61,8 +61,8 @@ def results_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> Re
         output = Path(scratch) if brief else ROOT / "runs"
         jobs = max(1, (os.cpu_count() or 1) // plan.limits.threads)
         found = run(plan, RunOptions(output, jobs=jobs), terminal)
-        timings = pd.read_csv(output / plan.name / "timings.csv", index_col="cell").to_dict("index")
-        per_image = pd.read_csv(output / plan.name / "per_image.csv")
+        timings = pd.read_csv(output / plan.name / "timings.csv", dtype={"cell": str}).set_index("cell").to_dict("index")
+        per_image = pd.read_csv(output / plan.name / "per_image.csv", dtype={"cell": str})
     for row in found.rows:
         if row["status"] not in ("ok", "not-applicable"):
             raise SystemExit(f"{name}: {row['attack']} on {row['defense']} {row['status']}: {row['reason']}")

@@ -76,9 +76,8 @@ class Yardstick:
         others = len(self.images.private) - self.targets + len(self.images.test)
         return self.targets + min(self.settings.distractors, others)
 
-    @property
     def album(self) -> Album | None:
-        """All photos of private people, private ones, the targets first, and test images; None without a verifier."""
+        """Read all photos of private people, private ones, the targets first, and test images; None: no verifier."""
         if "verification" not in self.settings.groups or self.verifier is None:
             return None
         parts = (self.images.private, self.images.test)
@@ -115,7 +114,7 @@ def scorers(yardstick: Yardstick, aligned: bool) -> Scorers:
         yardstick: the targets, and what they are compared by.
         aligned: estimates are of known targets; otherwise of whichever they were matched to.
     """
-    groups, private, lpips, album = yardstick.settings.groups, yardstick.private, yardstick.lpips(), yardstick.album
+    groups, private, lpips, album = yardstick.settings.groups, yardstick.private, yardstick.lpips(), yardstick.album()
     found: dict[str, Scorer] = {}
     if "ssim" in groups:
         found["ssim"] = lambda x: ssim(x, private)

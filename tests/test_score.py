@@ -333,7 +333,7 @@ def test_targets_without_another_photo_are_counted_out(monkeypatch: pytest.Monke
         def verified(self, estimates: Tensor) -> Tensor:
             return self.plain / 2
 
-    monkeypatch.setattr(Yardstick, "album", Stub())
+    monkeypatch.setattr(Yardstick, "album", lambda self: Stub())
     sheet = sheet_of(Reconstruction(PRIVATE), groups=["psnr", "verification"], verifier={})
     assert (sheet.values["verification"], sheet.values["verification_plain"]) == (0.5, 1.0)
     assert sheet.values["verification_floor"] == 0.5
@@ -353,7 +353,7 @@ def test_verification_leaks_up_to_what_originals_reach(plain: list[float], leaka
             """Accept the estimate rather than public images; originals as often as is told."""
             return torch.full((TARGETS,), 0.625 if torch.equal(estimates, PRIVATE) else 0.25, dtype=torch.float64)
 
-    monkeypatch.setattr(Yardstick, "album", Stub())
+    monkeypatch.setattr(Yardstick, "album", lambda self: Stub())
     sheet = sheet_of(Reconstruction(PRIVATE), groups=["verification"], verifier={})
     values = sheet.values
     assert values["verification_floor"] == 0.25

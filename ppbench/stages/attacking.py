@@ -28,13 +28,23 @@ def describe_prior(prior: Any, view: View) -> dict[str, Any]:
     cls = type(prior)
     if not issubclass(cls, Prior) or "__dataclass_fields__" not in vars(cls):
         raise ContractError(f"priors() must give dataclasses derived from ppbench.attack.Prior, not {cls.__name__}")
-    cut = prior.seen(view)
-    if not isinstance(cut, View):
-        raise ContractError(f"{cls.__name__}.seen must return a view, not a {type(cut).__name__}")
-    seen = cut.sealed
+    return {"class": f"{cls.__module__}:{cls.__qualname__}", "params": asdict(prior),
+            "sees": _digest(_cut(prior, view))}
+
+
+def _cut(prior: Prior, view: View) -> View:
+    """Return as much of a view as a prior says that it reads."""
+    found: object = prior.seen(view)
+    if not isinstance(found, View):
+        raise ContractError(f"{type(prior).__name__}.seen must return a view, not a {type(found).__name__}")
+    return found
+
+
+def _digest(view: View) -> str:
+    seen = view.sealed
     if seen.algorithm is not None:
         seen = replace(seen, algorithm=replace(seen.algorithm, ref=seen.algorithm.ref.without_places()))
-    return {"class": f"{cls.__module__}:{cls.__qualname__}", "params": asdict(prior), "sees": codec.digest(seen)}
+    return codec.digest(seen)
 
 
 def describe_guess(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
@@ -47,11 +57,11 @@ def train_prior(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) ->
     """Let an adversary learn what it uses in many cells."""
     ref = Ref.from_json(params["ref"]) if params.get("ref") else None
     prior: Prior = class_at(params["prior"]["class"], ref)(**params["prior"]["params"])
-    view = inputs.view()
-    if describe_prior(prior, view)["sees"] != params["prior"]["sees"]:
+    view = _cut(prior, inputs.view())
+    if _digest(view) != params["prior"]["sees"]:  # cells share what is learnt by this digest
         raise ContractError(f"{type(prior).__name__}.seen cuts the same view differently each time: let it depend on "
                             "the view and the parameters alone")
-    found = prior.train(prior.seen(view), rng)
+    found = prior.train(view, rng)
     if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
         raise ContractError(f"{type(prior).__name__}.train must return a dict of tensors by name, "
                             f"not a {type(found).__name__}")
