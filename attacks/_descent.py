@@ -1,6 +1,7 @@
 """Minimising a loss by AdamW, the iterate that was best on what was held out kept."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -8,8 +9,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ppbench.codec import Tensors
-from ppbench.training import write_attention_out
+from ppbench.codec import Tensors, digest
+from ppbench.partial import partial
+from ppbench.training import moments, set_moments, write_attention_out
 
 Some = TypeVar("Some")
 MOST_STEPS = 10**6  # that an attack may ask for: rows are drawn for all of them at the start
@@ -17,6 +19,7 @@ EVALUATIONS = 5  # after the start
 WARM_UP = 0.1  # share of the steps
 WEIGHT_DECAY = 0.02
 CLIP = 1.0  # norm of a gradient
+KEEP_EVERY = 30.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,9 @@ def descend(net: nn.Module, batches: Iterator[Some], loss_of: Callable[[Some], T
             how: Descent) -> Course:
     """Minimise in place, and leave the iterate that was best on held-out data in the network, the first one included.
 
+    A killed descent that begins again in the same way goes on after the last step that was kept, and ends with the
+    same ones; batches before it are drawn again, and passed over.
+
     Args:
         net: what is trained.
         batches: as many as there are steps.
@@ -70,11 +76,16 @@ def descend(net: nn.Module, batches: Iterator[Some], loss_of: Callable[[Some], T
         write_attention_out(net)
     device = next(net.parameters()).device.type
     optimiser = torch.optim.AdamW(net.parameters(), how.rate, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / how.steps))
     due = {math.ceil(how.steps * k / EVALUATIONS) for k in range(1, EVALUATIONS + 1)}
-    losses, best, kept = [judge()], 0, copied(net)
+    start = judge()
+    notes = _Notes(net, optimiser, f"descent-{digest([copied(net), how, start])[:16]}")
+    done, losses, best, kept = notes.read() or (0, [start], 0, copied(net))
     for step, some in enumerate(batches, 1):
+        if step <= done:
+            continue
         net.train()
+        for group in optimiser.param_groups:
+            group["lr"] = how.rate * _rate((step - 1) / how.steps)
         optimiser.zero_grad()
         with torch.autocast(device, torch.bfloat16, enabled=how.amp):
             loss = loss_of(some)
@@ -83,7 +94,6 @@ def descend(net: nn.Module, batches: Iterator[Some], loss_of: Callable[[Some], T
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), CLIP)
         optimiser.step()
-        schedule.step()
         if step in due:
             now = judge()
             if not math.isfinite(now):
@@ -91,8 +101,47 @@ def descend(net: nn.Module, batches: Iterator[Some], loss_of: Callable[[Some], T
             if now < min(losses):
                 best, kept = step, copied(net)
             losses.append(now)
+        notes.write(step, losses, best, kept)
+        partial().report(step, how.steps, "steps")
     net.load_state_dict(kept)
     return Course(losses, best, how.steps)
+
+
+class _Notes:
+    """What a descent keeps now and then of how far it is."""
+
+    def __init__(self, net: nn.Module, optimiser: torch.optim.Optimizer, name: str) -> None:
+        self.net, self.optimiser, self.name = net, optimiser, name
+        self.written = time.monotonic()
+
+    def write(self, step: int, losses: list[float], best: int, kept: Tensors) -> None:
+        """Keep network and optimiser as they are after a step, and what was best, if it is time to."""
+        if time.monotonic() - self.written > KEEP_EVERY:
+            partial().save(self.name, {"steps": torch.tensor([step, best]),
+                                       "losses": torch.tensor(losses, dtype=torch.float64),
+                                       **_named("net/", copied(self.net)), **_named("best/", kept),
+                                       **moments(self.optimiser)})
+            self.written = time.monotonic()
+
+    def read(self) -> tuple[int, list[float], int, Tensors] | None:
+        """Return to where a descent was; give steps taken, losses, best step and its weights. None: nothing is kept."""
+        found = partial().load(self.name)
+        if found is None:
+            return None
+        self.net.load_state_dict(_of("net/", found))
+        set_moments(self.optimiser, found)
+        step, best = found["steps"].tolist()
+        device = next(self.net.parameters()).device
+        return step, found["losses"].tolist(), best, {name: value.to(device)
+                                                      for name, value in _of("best/", found).items()}
+
+
+def _named(prefix: str, tensors: Tensors) -> Tensors:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def _of(prefix: str, tensors: Tensors) -> Tensors:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def copied(net: nn.Module) -> Tensors:

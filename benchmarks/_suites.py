@@ -61,10 +61,10 @@ def results_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> Re
         output = Path(scratch) if brief else ROOT / "runs"
         jobs = max(1, (os.cpu_count() or 1) // plan.limits.threads)
         found = run(plan, RunOptions(output, jobs=jobs), terminal)
-        timings = pd.read_csv(output / plan.name / "timings.csv", dtype={"cell": str}).set_index("cell").to_dict("index")
+        timings = pd.read_csv(output / plan.name / "timings.csv", dtype={"cell": str}).set_index("cell")
         per_image = pd.read_csv(output / plan.name / "per_image.csv", dtype={"cell": str})
     for row in found.rows:
         if row["status"] not in ("ok", "not-applicable"):
             raise SystemExit(f"{name}: {row['attack']} on {row['defense']} {row['status']}: {row['reason']}")
-    return Results([row for row in found.rows if row["status"] == "ok"], timings, found.computed,
+    return Results([row for row in found.rows if row["status"] == "ok"], timings.to_dict("index"), found.computed,
                    per_image)

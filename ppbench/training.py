@@ -95,23 +95,32 @@ class Trainer:
     def state(self) -> Tensors:
         """Return everything that the next epoch depends on, random generators of torch's own included."""
         found = {f"net/{name}": value for name, value in self.net.state_dict().items()}
-        for i, slots in self.optimiser.state_dict()["state"].items():
-            found |= {f"optimiser/{i}/{name}": torch.as_tensor(value) for name, value in slots.items()
-                      if value is not None}
-        return found | generators() | {"taken": torch.tensor(self.taken)}
+        return found | moments(self.optimiser) | generators() | {"taken": torch.tensor(self.taken)}
 
     def restore(self, state: Tensors) -> None:
         """Return to where `state` was taken."""
         self.net.load_state_dict({name.removeprefix("net/"): value for name, value in state.items()
                                   if name.startswith("net/")})
-        slots: dict[int, Tensors] = {}
-        for key, value in state.items():
-            if key.startswith("optimiser/"):
-                _, number, name = key.split("/", 2)
-                slots.setdefault(int(number), {})[name] = value
-        self.optimiser.load_state_dict({"state": slots, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        set_moments(self.optimiser, state)
         self.taken = int(state["taken"])
         set_generators(state)
+
+
+def moments(optimiser: torch.optim.Optimizer) -> Tensors:
+    """Return what an optimiser remembers of its steps, as `optimiser/NUMBER/NAME`."""
+    return {f"optimiser/{i}/{name}": torch.as_tensor(value)
+            for i, slots in optimiser.state_dict()["state"].items()
+            for name, value in slots.items() if value is not None}
+
+
+def set_moments(optimiser: torch.optim.Optimizer, state: Tensors) -> None:
+    """Let an optimiser remember what `moments` gave, whatever else stands beside it."""
+    slots: dict[int, Tensors] = {}
+    for key, value in state.items():
+        if key.startswith("optimiser/"):
+            _, number, name = key.split("/", 2)
+            slots.setdefault(int(number), {})[name] = value
+    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
 def generators() -> Tensors:

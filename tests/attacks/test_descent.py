@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ppbench.attacks import _descent
 from ppbench.attacks._descent import EVALUATIONS, Course, Descent, descend
+from ppbench.partial import kept_in
+from ppbench.seeding import generator
 
 
 def point(value: float) -> nn.Module:
@@ -73,6 +77,49 @@ def test_fewer_steps_than_evaluations() -> None:
     course = descended(net, lambda: float(net.weight.detach().abs()), Descent(2, 0.05))
     assert len(course.losses) == 3
     assert course.best == 2
+
+
+class Killed(Exception):
+    """What ends a descent from outside."""
+
+
+@pytest.mark.parametrize("best", ["the last", "the first"])
+def test_a_killed_descent_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: str) -> None:
+    monkeypatch.setattr(_descent, "KEEP_EVERY", -1.0)
+    taken: list[int] = []
+
+    def train(until: int, aim: float = 0.5) -> tuple[nn.Module, Course]:
+        """Fit a line to noise that is drawn batch by batch; be killed after so many steps."""
+        net, rng, start = point(1.0), generator(3), len(taken)
+
+        def batches() -> Iterator[Tensor]:
+            for _ in range(40):
+                yield aim + torch.randn(4, 1, generator=rng)
+
+        def loss(some: Tensor) -> Tensor:
+            if len(taken) - start == until:
+                raise Killed
+            taken.append(1)
+            return (net.weight - some).square().sum()
+
+        def judge() -> float:
+            distance = float((net.weight.detach() - aim).abs())
+            return distance if best == "the last" else -distance
+        return net, descend(net, batches(), loss, judge, Descent(40, 0.05))
+
+    undisturbed, course = train(99)
+    assert (course.best == 0) == (best == "the first")
+    with kept_in(tmp_path):
+        for more in (13, 17):
+            with pytest.raises(Killed):
+                train(more)
+        taken.clear()
+        resumed, found = train(99)
+        assert len(taken) == 40 - 13 - 17
+        assert found == course
+        assert torch.equal(resumed.weight, undisturbed.weight)  # type: ignore[arg-type]
+        train(99, aim=0.7)  # other data: nothing of the above is its own
+        assert len(taken) == 10 + 40
 
 
 def test_one_descent_goes_on_from_another() -> None:
