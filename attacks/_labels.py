@@ -77,3 +77,28 @@ def _mean_response(net: nn.Module, last: nn.Module, images: Tensor) -> tuple[Ten
     finally:
         handle.remove()
     return probabilities, seen[-1].flatten(0, -2).mean(0)
+
+
+def features_of(net: nn.Module, grads: Tensors, labels: Tensor, classes: int) -> Tensor | None:
+    """Return the last layer's inputs `[batches, size, features]` as its gradients tell them.
+
+    The weight gradient of a class is the mean over images of (p_c - 1[y = c]) x the inputs, the bias gradient that
+    without the inputs: their quotient is the input of the one image of that class, up to what others' p_c add; of a
+    batch of one it is exact.
+
+    Args:
+        net: the network at which the gradients were taken.
+        grads: parameter name -> `[batches, *parameter shape]`.
+        labels: `[batches, size]`.
+        classes: number of classes.
+
+    Returns:
+        None where the last layer has no bias, or its gradients are not among those given.
+    """
+    name = _last_linear(net, classes)
+    weight, bias = grads.get(f"{name}.weight"), grads.get(f"{name}.bias")
+    if weight is None or bias is None:
+        return None
+    some = torch.arange(len(labels))[:, None]
+    slope = bias[some, labels]
+    return weight[some, labels] / torch.where(slope == 0, torch.ones_like(slope), slope)[..., None]

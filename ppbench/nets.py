@@ -30,6 +30,64 @@ def convnet(num_classes: int, in_chans: int = 3, width: int = 16, grid: int = 8)
     return nn.Sequential(features, nn.Linear(4 * width * grid**2, num_classes))
 
 
+def mlp(num_classes: int, in_chans: int = 3, side: int = 32, width: int = 256, depth: int = 2) -> nn.Sequential:
+    """Build a network of linear layers only, which federated learning must not have: its first gradient is the image.
+
+    Args:
+        num_classes: number of logits.
+        in_chans: channels of an image.
+        side: of the images, in pixels.
+        width: of the hidden layers (GELU).
+        depth: their number.
+    """
+    layers: list[nn.Module] = [nn.Flatten()]
+    before = in_chans * side**2
+    for _ in range(depth):
+        layers += [nn.Linear(before, width), nn.GELU()]
+        before = width
+    return nn.Sequential(*layers, nn.Linear(before, num_classes))
+
+
+def lenet(num_classes: int, in_chans: int = 3) -> nn.Sequential:
+    """Build the sigmoid network of "Deep leakage from gradients" (Zhu et al. 2019, arXiv 1906.08935).
+
+    Three 5 x 5 convolutions of 12 channels (the first two halve the side) and one linear layer over 8 x 8 positions,
+    to which other images than those of 32 x 32 pixels are pooled; all weights are drawn from [-0.5, 0.5].
+
+    Args:
+        num_classes: number of logits.
+        in_chans: channels of an image.
+    """
+    net = nn.Sequential(
+        nn.Conv2d(in_chans, 12, 5, stride=2, padding=2), nn.Sigmoid(),
+        nn.Conv2d(12, 12, 5, stride=2, padding=2), nn.Sigmoid(),
+        nn.Conv2d(12, 12, 5, padding=2), nn.Sigmoid(),
+        nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(12 * 8 * 8, num_classes))
+    for value in net.parameters():
+        nn.init.uniform_(value, -0.5, 0.5)
+    return net
+
+
+def deep_convnet(num_classes: int, in_chans: int = 3, width: int = 64) -> nn.Sequential:
+    """Build the network of "Inverting gradients" (Geiping et al. 2020, arXiv 2003.14053): "ConvNet".
+
+    Eight 3 x 3 convolutions with batch normalisation and ReLU, two maxima over 3 x 3, and one linear layer over the
+    3 x 3 positions that are left of 32 x 32 pixels, to which other images are pooled.
+
+    Args:
+        num_classes: number of logits.
+        in_chans: channels of an image.
+        width: channels after the first convolution; then twice and four times as many.
+    """
+    layers: list[nn.Module] = []
+    channels = in_chans
+    for number, times in enumerate((1, 2, 2, 4, 4, 4, 4, 4)):
+        layers += [nn.Conv2d(channels, times * width, 3, padding=1), nn.BatchNorm2d(times * width), nn.ReLU()]
+        layers += [nn.MaxPool2d(3)] if number in (5, 7) else []
+        channels = times * width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(9 * channels, num_classes))
+
+
 def cifar_resnet(num_classes: int = 10, in_chans: int = 3, depth: int = 20,
                  mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> "CifarResNet":
     """Build the residual network for small images of He et al. 2015 (arXiv 1512.03385), section 4.2.

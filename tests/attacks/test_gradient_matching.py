@@ -7,16 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy
 
 from ppbench.attack import check_reconstruction
 from ppbench.attacks._closed_form import vit_inputs
+from ppbench.attacks._first_layer import linear_inputs
+from ppbench.attacks._gradient_settings import PRESETS
 from ppbench.attacks._labels import infer_labels, labels_from_bias
-from ppbench.attacks.gradient_matching import GradientMatching, Problem, cosine_distance, total_variation
+from ppbench.attacks.gradient_matching import GradientMatching
 from ppbench.data import Images
 from ppbench.defense import Defense, Keys, draw_keys
 from ppbench.errors import NotApplicable
-from ppbench.model import Update
+from ppbench.model import Normalised, Update
 from ppbench.plugins import build
 from ppbench.recipe import Recipe
 from ppbench.ref import Ref
@@ -29,6 +30,7 @@ SHAPE = (3, 16, 16)
 CLASSES = 5
 CONV = Recipe(kwargs={"width": 8})
 VIT = Recipe("timm:vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2})
+MLP = Recipe("ppbench.nets:mlp", {"side": 16, "width": 32})
 QUICK = GradientMatching(steps=8)
 
 
@@ -112,62 +114,6 @@ def test_no_linear_layer_is_not_applicable() -> None:
         infer_labels(net, {}, 1, CLASSES, torch.rand(2, *SHAPE))
 
 
-def test_cosine_distance_is_one_minus_cosine() -> None:
-    first = {"a": torch.randn(3, 4, 5, generator=generator(0)), "b": torch.randn(3, 2, generator=generator(1))}
-    second = {"a": torch.randn(3, 4, 5, generator=generator(2)), "b": torch.randn(3, 2, generator=generator(3))}
-    flat = [torch.cat([v["a"].flatten(1), v["b"]], 1) for v in (first, second)]
-    torch.testing.assert_close(cosine_distance(first, second), 1 - cosine_similarity(flat[0], flat[1]))
-    assert cosine_distance(first, {name: 7 * value for name, value in first.items()}).max() < 1e-12
-
-
-def test_total_variation_by_hand() -> None:
-    images = torch.tensor([[[[0.0, 1.0], [0.0, 0.5]]]])[None]
-    assert total_variation(images).tolist() == [pytest.approx((0 + 0.5) / 2 + (1 + 0.5) / 2)]
-
-
-@pytest.mark.parametrize("recipe", [CONV, VIT])
-def test_distances_and_their_gradient_agree_with_a_plain_loop(recipe: Recipe) -> None:
-    view, _ = attacked(recipe, targets=6, batch=2)
-    net = view.model.build()
-    prepare(net, False)
-    labels = torch.tensor([[0, 1], [2, 3], [0, 4]])
-    images = torch.rand(3, 2, *SHAPE, generator=generator(0), requires_grad=True)
-    found = Problem(net, view.update.values, labels).distances(images)
-    expected = []
-    for number in range(3):
-        loss = cross_entropy(net(images[number]), labels[number])
-        grads = torch.autograd.grad(loss, list(net.parameters()), create_graph=True)
-        flat = torch.cat([g.flatten() for g in grads])
-        true = torch.cat([view.update.values[name][number].flatten() for name, _ in net.named_parameters()])
-        expected.append(1 - cosine_similarity(flat, true, dim=0))
-    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-3, atol=1e-5)
-    slopes = [torch.autograd.grad(values, images)[0] for values in (found.sum(), torch.stack(expected).sum())]
-    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-2, atol=1e-4 * slopes[1].abs().max().item())
-
-
-@pytest.mark.parametrize("bn_train", [False, True])
-def test_true_images_explain_the_update(bn_train: bool) -> None:
-    view, true = attacked(Recipe("timm:test_resnet"), targets=4, batch=2, bn_train=bn_train)
-    net = view.model.build()
-    prepare(net, bn_train)
-    if bn_train:
-        torch.func.replace_all_batch_norm_modules_(net)
-    problem = Problem(net, view.update.values, torch.tensor([[0, 1], [2, 3]]))
-    assert problem.distances(true.reshape(2, 2, *SHAPE)).max() < 1e-6
-    assert problem.distances(true.reshape(2, 2, *SHAPE).flip(0)).min() > 1e-3
-
-
-def test_optimisation_lowers_the_distance_and_restarts_keep_the_best() -> None:
-    view, _ = attacked(targets=4, batch=2)
-    net = view.model.build()
-    prepare(net, False)
-    problem = Problem(net, view.update.values, torch.tensor([[0, 1], [2, 3]]))
-    starts = torch.rand(3, 2, 2, *SHAPE, generator=generator(1))
-    before = torch.stack([problem.distances(one) for one in starts])
-    after = problem.distances(GradientMatching(steps=60).match(problem, starts))
-    assert (after < 0.2 * before.min(0).values).all()
-
-
 @pytest.mark.parametrize("defense", ["none", "block-scrambling", "mixup"])
 def test_batches_are_reconstructed(defense: str) -> None:
     view, true = attacked(Recipe(kwargs={"width": 12}), defense, targets=3, batch=2)
@@ -228,12 +174,38 @@ def test_without_a_closed_form_the_gradient_is_matched(recipe: Recipe, defense: 
     view, _ = attacked(recipe, defense, targets=2, batch=1)
     net = view.model.build()
     assert vit_inputs(net, view.update.values, SHAPE) is None
-    assert "cosine+tv 8 steps" in run(QUICK, view).note
+    assert "cosine+tv, 8 steps of adam" in run(QUICK, view).note
 
 
 def test_a_noisy_gradient_is_no_closed_form() -> None:
     view, _ = attacked(VIT, targets=2, batch=1, noise=0.05)
-    assert "closed form for 0 of 2" in run(QUICK, view).note
+    assert "closed form (positions) for 0 of 2" in run(QUICK, view).note
+
+
+@pytest.mark.parametrize("defense", ["none", "patch-shuffle"])
+def test_a_first_linear_layer_tells_its_input_exactly(defense: str) -> None:
+    view, true = attacked(MLP, defense, targets=3, batch=1)
+    found = run(QUICK, view)
+    assert "closed form (first layer);" in found.note
+    assert decibels(found.images, true).min() > 60
+    assert "cosine+tv" in run(QUICK, attacked(MLP, targets=4, batch=2)[0]).note
+    assert "cosine+tv" in run(replace(QUICK, closed_form=False), view).note
+
+
+@pytest.mark.parametrize("net", [
+    nn.Sequential(nn.Flatten(), nn.Linear(768, 4, bias=False), nn.Linear(4, CLASSES)),
+    nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(192, CLASSES)),
+    nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(768, CLASSES)),
+])
+def test_other_first_layers_tell_nothing_exactly(net: nn.Module) -> None:
+    grads = {f"net.{name}": torch.ones(1, *value.shape) for name, value in net.named_parameters()}
+    assert linear_inputs(Normalised(net), grads, SHAPE) is None
+
+
+def test_a_first_layer_without_gradient_tells_nothing() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(768, CLASSES))
+    grads = {"net.1.weight": torch.ones(2, CLASSES, 768), "net.1.bias": torch.zeros(2, CLASSES)}
+    assert linear_inputs(Normalised(net), grads, SHAPE) is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -252,7 +224,8 @@ def test_an_update_of_zeros_gives_finite_images() -> None:
 
 
 @settings(max_examples=20)
-@given(st.sampled_from([{"steps": 0}, {"restarts": 0}, {"learning_rate": 0.0}, {"tv": -1.0}]))
+@given(st.sampled_from([{"steps": 0}, {"restarts": 0}, {"learning_rate": 0.0}, {"tv": -1.0},
+                        {"cull": 0.0}, {"preset": "best"}, {"objective": "l1"}, {"init": "black"}]))
 def test_nonsense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         GradientMatching(**wrong)
@@ -263,3 +236,24 @@ def test_the_objective_is_told_from_start_to_end() -> None:
     found = run(QUICK, view)
     assert found.objective.shape == (2, 3)
     assert (found.objective[1] < found.objective[0]).all()
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+@pytest.mark.parametrize("recipe", [CONV, VIT, Recipe("timm:test_resnet")])
+def test_every_preset_runs_on_every_network(preset: Any, recipe: Recipe) -> None:
+    view, _ = attacked(recipe, targets=3, batch=2)
+    attack = GradientMatching(preset=preset, steps=4, restarts=min(2, PRESETS[preset].restarts))
+    note = run(attack, view).note
+    assert f"{attack.settings().objective}" in note
+    assert ("labels optimised" in note) == (preset == "dlg")
+
+
+def test_parameters_replace_a_preset_s_settings() -> None:
+    how = GradientMatching(preset="dlg", steps=7, tv=0.5, boxed=True).settings()
+    assert how == replace(PRESETS["dlg"], steps=7, tv=0.5, boxed=True)
+
+
+def test_optimised_labels_are_not_asked_for_where_they_are_granted() -> None:
+    view, _ = attacked(targets=2, batch=1)
+    granted = View(replace(view.sealed, labels=torch.tensor([0, 1]), granted=view.granted | {"labels"}))
+    assert "labels given" in run(GradientMatching(preset="dlg", steps=3), granted).note

@@ -1,0 +1,102 @@
+"""Settings of gradient matching: the published attacks by name, and ours.
+
+Published settings are those of the papers, or of the `breaching` library where a paper leaves them open; lengths in
+units of normalised images (about a quarter of the range of pixels) are turned into units of that range.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Objective = Literal["cosine", "euclidean"]
+Optimiser = Literal["adam", "l-bfgs"]
+Sign = Literal["none", "soft", "hard"]
+Schedule = Literal["constant", "steps", "cosine"]
+Init = Literal["grey", "noise", "tiles", "public"]
+Labels = Literal["inferred", "optimised"]
+Preset = Literal["ppbench", "dlg", "idlg", "inverting-gradients", "modern", "see-through", "gradvit", "april"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is minimised, and how.
+
+    Attributes:
+        objective: between the gradients: 1 - cosine, or the squared distance relative to the given one's square.
+        optimiser: Adam (Kingma & Ba 2015), or limited-memory BFGS (Liu & Nocedal 1989).
+        steps: of the optimiser.
+        learning_rate: of Adam at its highest, in units of the pixel range [0, 1].
+        sign: of the gradient before Adam sees it: hard, soft (tanh, softer to the end), or the gradient itself.
+        schedule: of the learning rate: constant, times a tenth after 3/8, 5/8 and 7/8 of the steps, or half a cosine.
+        warm_up: steps over which the learning rate rises.
+        boxed: pixels stay in [0, 1].
+        init: starts: grey or the mean of protected public images with slight noise, noise, or tiles of noise.
+        labels: in closed form from the last layer, or optimised with the images.
+        tv: weight of the total variation, a mean over pixels.
+        tv_end: share of it that is left at the last step; it falls with the learning rate.
+        opponents: the total variation counts differences between the colour channels, too (double opponents), and is
+            isotropic.
+        seams: weight of the differences across the seams of patches (Hatamizadeh et al. 2022).
+        norm: weight of the mean square of pixels around grey.
+        statistics: weight of the distance from the running statistics of batch normalisation (Yin et al. 2021).
+        features: weight of the squared distance from the last layer's inputs as its gradients tell them, relative to
+            their own square.
+        positions: weight of the cosine distance of the position embeddings' gradients alone (Lu et al. 2022).
+        group: weight of the distance from the mean of all restarts, each shifted to fit (Yin et al. 2021).
+        noise: Langevin noise, in multiples of the learning rate.
+        restarts: independent starts for every update.
+        cull: share of the steps after which only the best start goes on; 1 = all go on to the end.
+        closed_form: solve for what algebra gives, and optimise the rest only.
+        fast: compute in bfloat16 up to the last fifth of the steps.
+    """
+
+    objective: Objective = "cosine"
+    optimiser: Optimiser = "adam"
+    steps: int = 400
+    learning_rate: float = 0.1
+    sign: Sign = "hard"
+    schedule: Schedule = "cosine"
+    warm_up: int = 0
+    boxed: bool = True
+    init: Init = "grey"
+    labels: Labels = "inferred"
+    tv: float = 0.0
+    tv_end: float = 1.0
+    opponents: bool = False
+    seams: float = 0.0
+    norm: float = 0.0
+    statistics: float = 0.0
+    features: float = 0.0
+    positions: float = 0.0
+    group: float = 0.0
+    noise: float = 0.0
+    restarts: int = 1
+    cull: float = 0.1
+    closed_form: bool = True
+    fast: bool = False
+
+
+# Units of a normalised image are a quarter of the pixel range; a weight of the total variation in them is four times
+# as large in pixels, one of the mean square sixteen times.
+PRESETS: dict[Preset, Settings] = {
+    # ours: closed forms, then what the last layer's inputs and the cosine say, from a few starts
+    "ppbench": Settings(tv=1e-3, tv_end=0.1, features=1.0),
+    # Zhu et al. 2019, "Deep leakage from gradients" (arXiv 1906.08935)
+    "dlg": Settings("euclidean", "l-bfgs", 1200, boxed=False, init="noise", labels="optimised", closed_form=False),
+    # Zhao et al. 2020, "iDLG" (arXiv 2001.02610)
+    "idlg": Settings("euclidean", "l-bfgs", 1200, boxed=False, init="noise", closed_form=False),
+    # Geiping et al. 2020, "Inverting gradients" (arXiv 2003.14053)
+    "inverting-gradients": Settings(steps=24000, learning_rate=0.025, schedule="steps", init="noise", tv=0.8,
+                                    closed_form=False),
+    # Geiping's `breaching`, "modern"
+    "modern": Settings(steps=24000, learning_rate=0.025, sign="soft", warm_up=50, init="tiles", tv=0.4, opponents=True,
+                       features=0.1, closed_form=False),
+    # Yin et al. 2021, "See through gradients" (arXiv 2104.07586)
+    "see-through": Settings("euclidean", steps=20000, learning_rate=0.025, sign="none", warm_up=50, init="noise",
+                            tv=4e-4, norm=1.6e-5, statistics=0.1, group=0.01, noise=0.01, restarts=8,
+                            closed_form=False),
+    # Hatamizadeh et al. 2022, "GradViT" (arXiv 2203.11894), without its prior of a second, trained network
+    "gradvit": Settings("euclidean", steps=24000, learning_rate=0.025, sign="none", warm_up=50, init="noise", tv=4e-4,
+                        norm=1.6e-5, seams=1e-2, closed_form=False),
+    # Lu et al. 2022, "APRIL" (arXiv 2112.14087): the closed form; where it fails, positions weigh on their own
+    "april": Settings("euclidean", steps=2000, learning_rate=0.025, sign="none", init="noise", positions=1.0),
+}
