@@ -82,9 +82,9 @@ def _mean_response(net: nn.Module, last: nn.Module, images: Tensor) -> tuple[Ten
 def features_of(net: nn.Module, grads: Tensors, labels: Tensor, classes: int) -> Tensor | None:
     """Return the last layer's inputs `[batches, size, features]` as its gradients tell them.
 
-    The weight gradient of a class is the mean over images of (p_c - 1[y = c]) x the inputs, the bias gradient that
-    without the inputs: their quotient is the input of the one image of that class, up to what others' p_c add; of a
-    batch of one it is exact.
+    The weight gradient of class c is the mean over images i of `(p_ic - 1[y_i = c]) x_i`: a linear system in the
+    inputs x, solved with the batch's mean probabilities for those of each image, which the bias gradient tells. It is
+    exact for one image; images of one class share what is told of them.
 
     Args:
         net: the network at which the gradients were taken.
@@ -99,6 +99,8 @@ def features_of(net: nn.Module, grads: Tensors, labels: Tensor, classes: int) ->
     weight, bias = grads.get(f"{name}.weight"), grads.get(f"{name}.bias")
     if weight is None or bias is None:
         return None
-    some = torch.arange(len(labels))[:, None]
-    slope = bias[some, labels]
-    return weight[some, labels] / torch.where(slope == 0, torch.ones_like(slope), slope)[..., None]
+    size = labels.shape[1]
+    true = nn.functional.one_hot(labels, classes).double()
+    factors = (bias.double()[:, None] + true.mean(1, keepdim=True) - true) / size
+    found: Tensor = torch.linalg.pinv(factors.mT, rtol=1e-9) @ weight.double()
+    return found.float()
