@@ -25,8 +25,8 @@ class Client:
     """How clients made what they sent, which the server knows.
 
     Attributes:
-        size: images in a batch.
-        clients: whose updates were averaged into one; each holds an equal part of the batch.
+        size: images behind what was sent.
+        part: images of each client, where several clients' updates were averaged (the last may have fewer).
         local_steps: of gradient descent on the whole batch.
         learning_rate: of these.
         bn_train: batch normalisation by the batch's own statistics.
@@ -34,7 +34,7 @@ class Client:
     """
 
     size: int
-    clients: int = 1
+    part: int | None = None
     local_steps: int = 1
     learning_rate: float = 1.0
     bn_train: bool = False
@@ -183,9 +183,9 @@ class Unrolled(Explainer):
         return Explained(*added(*(written_sums(made[name], value) for name, value in self.given.items())), self.norm)
 
     def _sent(self, images: Tensor, goals: Tensor) -> Tensors:
-        """Return the mean of what clients send, each on an equal part of a batch."""
-        clients = self.problem.client.clients
-        sent = [self._update(x, y) for x, y in zip(images.chunk(clients), goals.chunk(clients), strict=True)]
+        """Return the mean of what clients send, each on its part of the images."""
+        part = self.problem.client.part or len(images)
+        sent = [self._update(x, y) for x, y in zip(images.split(part), goals.split(part), strict=True)]
         return {name: torch.stack([one[name] for one in sent]).mean(0) for name in self.own}
 
     def _update(self, images: Tensor, goals: Tensor) -> Tensors:
@@ -211,7 +211,9 @@ def follows(problem: Problem, images: Tensor) -> bool:
         problem: any.
         images: `[size, c, h, w]`.
     """
-    if problem.client.local_steps > 1 or problem.client.clients > 1:
+    client = problem.client
+    alike = client.part is None or (client.size % client.part == 0 and not client.bn_train)
+    if client.local_steps > 1 or not alike:
         return False
     first = problem[torch.tensor([0])]
     try:

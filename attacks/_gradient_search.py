@@ -68,7 +68,7 @@ class Aim:
             found = found + how.statistics * explained.strayed
         if how.features and explained.features is not None and self.measured is not None:
             apart = (explained.features - self.measured).square().flatten(1).sum(1)
-            found = found + how.features * apart / self.measured.square().flatten(1).sum(1).clamp(min=TINY)
+            found = found + how.features * rate * apart / self.measured.square().flatten(1).sum(1).clamp(min=TINY)
         if how.positions and explained.positions is not None:
             found = found + how.positions * explained.positions
         return found

@@ -39,7 +39,7 @@ class Settings:
         norm: weight of the mean square of pixels around grey.
         statistics: weight of the distance from the running statistics of batch normalisation (Yin et al. 2021).
         features: weight of the squared distance from the last layer's inputs as its gradients tell them, relative to
-            their own square.
+            their own square; it falls with the learning rate.
         positions: weight of the cosine distance of the position embeddings' gradients alone (Lu et al. 2022).
         group: weight of the distance from the mean of all restarts, each shifted to fit (Yin et al. 2021).
         noise: Langevin noise, in multiples of the learning rate.
@@ -79,7 +79,7 @@ class Settings:
 # as large in pixels, one of the mean square sixteen times.
 PRESETS: dict[Preset, Settings] = {
     # ours: closed forms, then what the last layer's inputs and the cosine say, from a few starts
-    "ppbench": Settings(tv=1e-3, tv_end=0.1, features=1.0),
+    "ppbench": Settings(tv=1e-3, tv_end=0.1, features=0.1),
     # Zhu et al. 2019, "Deep leakage from gradients" (arXiv 1906.08935)
     "dlg": Settings("euclidean", "l-bfgs", 1200, boxed=False, init="noise", labels="optimised", closed_form=False),
     # Zhao et al. 2020, "iDLG" (arXiv 2001.02610)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ppbench.codec import Tensors
 from ppbench.errors import NotApplicable
 
+UNEXPLAINED = 0.1  # share of a last layer's gradient; others' probabilities differ from the mean
 PRESENT = 1e6  # outweighs any count: a class with a negative bias gradient is in the batch for certain
 
 
@@ -93,7 +94,8 @@ def features_of(net: nn.Module, grads: Tensors, labels: Tensor, classes: int) ->
         classes: number of classes.
 
     Returns:
-        None where the last layer has no bias, or its gradients are not among those given.
+        None where the last layer has no bias, its gradients are not among those given, or no inputs explain them:
+        somebody has added noise.
     """
     name = _last_linear(net, classes)
     weight, bias = grads.get(f"{name}.weight"), grads.get(f"{name}.bias")
@@ -102,5 +104,7 @@ def features_of(net: nn.Module, grads: Tensors, labels: Tensor, classes: int) ->
     size = labels.shape[1]
     true = nn.functional.one_hot(labels, classes).double()
     factors = (bias.double()[:, None] + true.mean(1, keepdim=True) - true) / size
-    found: Tensor = torch.linalg.pinv(factors.mT, rtol=1e-9) @ weight.double()
-    return found.float()
+    weight = weight.double()
+    found: Tensor = torch.linalg.pinv(factors.mT, rtol=1e-9) @ weight
+    unexplained = (factors.mT @ found - weight).square().sum() / weight.square().sum()
+    return found.float() if unexplained < UNEXPLAINED else None

@@ -120,7 +120,8 @@ class GradientMatching(Attack):
         prepare(net, update.bn_train)
         like = _like_released(view, rng)
         found, notes, objective = [], [], []
-        for size, rows in _equal_batches(view.n_targets, update.batch):
+        batch = update.batch * update.clients
+        for size, rows in _equal_batches(view.n_targets, batch):
             problem = self._problem(view, net, size, rows, like)
             starts = [_start(problem, how, view, like, rng) for _ in range(how.restarts)]
             aim = Aim(how, rng, features_of(net, problem.given, problem.labels, view.classes), _patch(net))
@@ -128,9 +129,9 @@ class GradientMatching(Attack):
             found.append(images.flatten(0, 1).clamp(0, 1))
             notes.append(note)
             objective.append(torch.stack([_distances(problem, x) for x in (starts[0].images, images)]))
-        single = update.batch == 1
+        single = batch == 1
         notes.append("labels " + ("given" if "labels" in view.granted else how.labels))
-        return Reconstruction(torch.cat(found), aligned=single, of="released", within=None if single else update.batch,
+        return Reconstruction(torch.cat(found), aligned=single, of="released", within=None if single else batch,
                               note="; ".join(dict.fromkeys(notes)), objective=torch.cat(objective, 1))
 
     def _problem(self, view: View, net: nn.Module, size: int, rows: slice, like: Tensor) -> Problem:
@@ -138,9 +139,10 @@ class GradientMatching(Attack):
         update = view.update
         scale = 1 if update.local_steps == 1 else update.learning_rate * update.local_steps
         given = {name: value[rows] / scale for name, value in update.values.items()}
-        labels = (torch.stack(view.labels.split(update.batch)[rows]) if "labels" in view.granted
+        labels = (torch.stack(view.labels.split(update.batch * update.clients)[rows]) if "labels" in view.granted
                   else infer_labels(net, given, size, view.classes, like))
-        client = Client(size, 1, update.local_steps, update.learning_rate, update.bn_train, update.label_smoothing)
+        part = update.batch if update.clients > 1 else None
+        client = Client(size, part, update.local_steps, update.learning_rate, update.bn_train, update.label_smoothing)
         problem = Problem(net, given, labels, client)
         return replace(problem, taped=follows(problem, like[torch.arange(size) % len(like)]))
 

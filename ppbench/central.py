@@ -11,7 +11,7 @@ from ppbench.lessons import Lessons
 from ppbench.partial import partial
 from ppbench.recipe import Recipe
 from ppbench.task import Task
-from ppbench.training import Course, Penalty, Trainer, falls_not, steps_of
+from ppbench.training import Course, Penalty, Shield, Trainer, falls_not, steps_of
 
 CHECKPOINT = "training"
 KEEP_EVERY = 10.0  # seconds
@@ -29,6 +29,7 @@ class School:
         task: what it learns.
         penalty: a term that a malicious trainer adds to the loss.
         until: epochs (federated: rounds) after which to stop, the schedule unchanged; None = all.
+        shield: protects the updates that are learnt from: in one place the gradient of every step.
     """
 
     name: str
@@ -38,6 +39,7 @@ class School:
     task: Task
     penalty: Penalty | None = None
     until: int | None = None
+    shield: Shield | None = None
 
 
 def train_centrally(net: nn.Module, school: School, rng: torch.Generator) -> str:
@@ -49,7 +51,7 @@ def train_centrally(net: nn.Module, school: School, rng: torch.Generator) -> str
     recipe = school.recipe
     epochs = recipe.passes(school.count)
     trainer = Trainer(net, Course(school.name, recipe, school.task, school.penalty,
-                                  steps=steps_of(school.count, recipe.batch, epochs)))
+                                  steps=steps_of(school.count, recipe.batch, epochs), shield=school.shield))
     losses: list[list[float]] = []
     kept = partial().load(CHECKPOINT) if school.penalty is None else None
     if kept is not None:

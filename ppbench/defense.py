@@ -201,6 +201,22 @@ class PerImageDefense(Defense):
         return self.decrypt(release.images, keys.per_image() if keys else {}, shape)
 
 
+class UpdateDefense(PerImageDefense):
+    """A defense of what federated clients send: images stay as they are; one method to write, `protect_update`.
+
+    A victim learns from protected updates: in a federation those of every client in every round, in central training
+    the gradient of every step.
+    """
+
+    def encrypt(self, images: Tensor, key: Tensors, rng: torch.Generator) -> Tensor:
+        """Return the images unchanged."""
+        return images
+
+    @abstractmethod
+    def protect_update(self, update: Update, rng: torch.Generator) -> Update:
+        """Return the update that the client sends in place of its own."""
+
+
 def draw_keys(defense: Defense, scope: KeyScope | None, count: int, shape: Shape,
               rng: torch.Generator, clients: int = 1, owner: Tensor | None = None) -> Keys | None:
     """Draw the keys for `count` images; None = no key.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ppbench.central import CHECKPOINT, KEEP_EVERY, School, folded, unfolded
 from ppbench.device import device
 from ppbench.errors import UserError
+from ppbench.model import Update
 from ppbench.partial import partial
 from ppbench.training import Course, Trainer, falls_not, generators, set_generators, steps_of
 
@@ -92,7 +93,7 @@ def train_federated(net: nn.Module, school: School, owner: Tensor, rng: torch.Ge
         total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in before.items()
                  if value.is_floating_point()}
         heard: list[float] = []
-        for rows, weight in zip(holders, weights, strict=True):
+        for number, (rows, weight) in enumerate(zip(holders, weights, strict=True)):
             twin.load_state_dict(before)
             steps = steps_of(len(rows), recipe.batch, recipe.local_epochs)
             trainer = Trainer(twin, Course(school.name, recipe, school.task, school.penalty, turn * steps,
@@ -100,6 +101,12 @@ def train_federated(net: nn.Module, school: School, owner: Tensor, rng: torch.Ge
             for lesson in lessons:
                 heard += trainer.epoch(lesson[rows], rng)
             after = twin.state_dict()
+            if school.shield is not None:
+                names = [name for name, _ in twin.named_parameters()]
+                moved = {name: (before[name] - after[name])[None] for name in names}
+                sent = school.shield(Update(moved, len(rows), steps, recipe.learning_rate, True,
+                                            recipe.label_smoothing), turn * len(holders) + number)
+                after = after | {name: before[name] - sent.values[name][0] for name in names}
             for name, value in total.items():
                 value += weight * after[name].double()
         net.load_state_dict({name: total[name].to(value.dtype) if name in total else after[name]

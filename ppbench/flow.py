@@ -193,7 +193,7 @@ class Flow:
         """The trained victim; with a training attack, under its hand; or as it is after so many rounds."""
         keys, release, start = await self.keys(cell), await self.release(cell), await self.start(cell)
         plain_keys, plain_release = await self._unprotected(cell)
-        if release.sha256 == plain_release.sha256:  # nothing is protected: one victim with the plain one
+        if release.sha256 == plain_release.sha256 and not cell.defense.shields:  # one victim with the plain one
             return await self.make(await self._training(cell, start, plain_keys, plain_release, trainer, until=until))
         return await self.make(await self._training(cell, start, keys, release, trainer, cell.defense, until))
 
@@ -232,6 +232,8 @@ class Flow:
         code = (*self._built(cell, defense), *((trainer.code,) if trainer else ()))
         inputs = {"start": start, "release": release}
         params = {"recipe": asdict(recipe), "until": until, **({"ref": self._ref(trainer)} if trainer else {})}
+        if defense is not None and defense.shields:
+            params["shield"] = self._deployed(defense)
         if recipe.clients > 1:
             inputs["clients"] = await self.clients(cell)
         if recipe.renews:  # the clients' own images, keys and defense take part in every epoch

@@ -64,15 +64,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Update:
-    """What a federated server receives from clients: one gradient (or weight difference) a batch of targets.
+    """What a federated server receives: one gradient (or weight difference) of a client, or of several on average.
 
     Attributes:
         values: parameter name -> `[batches, *parameter shape]`.
-        batch: images in a batch; the targets are cut into batches in their order (the last may be smaller).
+        batch: images of a client; the targets are dealt to clients in their order (the last may have fewer).
         local_steps: 1 and `is_gradient`: the plain gradient; otherwise the weights before minus after.
         learning_rate: the client's, for the local steps.
         bn_train: whether batch normalisation ran in train mode on the client.
         label_smoothing: of the client's loss.
+        clients: whose updates, as they follow each other, are averaged into one (of the last there may be fewer).
     """
 
     values: Tensors
@@ -81,6 +82,7 @@ class Update:
     learning_rate: float
     bn_train: bool
     label_smoothing: float = 0.0
+    clients: int = 1
 
 
 def make_network(factory: str, kwargs: Mapping[str, Any]) -> nn.Module:

@@ -54,6 +54,8 @@ class DefensePlan:
     clients: int = 1
     victim_params: frozenset[str] = frozenset()
     """Parameters that only the victim's network depends on."""
+    shields: bool = False
+    """The updates of clients are protected: a victim learns from protected ones."""
 
     def identity(self) -> list[Any]:
         """What the defense declares itself to be."""

@@ -159,7 +159,8 @@ def _defense(table: DefenseTable, victim: Recipe, folder: Path) -> DefensePlan:
     if federated and build(ref).mixes:
         raise UserError(f"{ref.name} mixes the images of several clients, which none of them holds: give it victim = "
                         "{ clients = 1 } in its table")
-    return DefensePlan(ref, scope, table.quantise, clients, cls.victim_params)
+    shields = cls.protect_update is not Defense.protect_update
+    return DefensePlan(ref, scope, table.quantise, clients, cls.victim_params, shields)
 
 
 def _attack(table: AttackTable, folder: Path) -> AttackPlan:

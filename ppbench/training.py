@@ -11,10 +11,12 @@ from ppbench.codec import Tensors
 from ppbench.device import device, out_of_memory
 from ppbench.errors import UserError
 from ppbench.lessons import Lesson, batch_rows
+from ppbench.model import Update
 from ppbench.recipe import Recipe
 from ppbench.task import Classification, Task
 
 Penalty = Callable[[nn.Module], Tensor]
+Shield = Callable[[Update, int], Update]  # what is sent in place of an update, of the number so and so
 WARM_UP = 0.1  # share of all steps
 EARLY = 0.2  # share of the epochs after which a loss should have fallen
 FALLEN = 0.99  # of the first loss
@@ -31,6 +33,7 @@ class Course:
         penalty: a term that a malicious trainer adds to the loss.
         first: steps of the whole schedule that were taken before this call.
         steps: length of the whole schedule.
+        shield: protects the gradient of every step.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Course:
     penalty: Penalty | None = None
     first: int = 0
     steps: int = 1
+    shield: Shield | None = None
 
 
 class Trainer:
@@ -87,10 +91,21 @@ class Trainer:
             whole = loss if course.penalty is None else loss + course.penalty(self.net)
             self.optimiser.zero_grad()
             whole.backward()
+            if course.shield is not None:
+                self._shield(course.shield, len(images))
             self.optimiser.step()
         except Exception as error:
             raise _explained(error, course.name, len(images)) from error
         return whole.detach() if course.penalty is not None and not whole.isfinite() else loss.detach()
+
+    def _shield(self, shield: Shield, images: int) -> None:
+        """Put what would be sent in the place of the gradients."""
+        grads = {name: value.grad for name, value in self.net.named_parameters() if value.grad is not None}
+        recipe = self.course.recipe
+        sent = shield(Update({name: grad[None] for name, grad in grads.items()}, images, 1, recipe.learning_rate, True,
+                             recipe.label_smoothing), self.taken)
+        for name, grad in grads.items():
+            grad.copy_(sent.values[name][0])
 
     def state(self) -> Tensors:
         """Return everything that the next epoch depends on, random generators of torch's own included."""

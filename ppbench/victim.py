@@ -17,7 +17,7 @@ from ppbench.model import Model, for_images
 from ppbench.recipe import Recipe
 from ppbench.seeding import seeded
 from ppbench.task import Classification, Task
-from ppbench.training import Penalty
+from ppbench.training import Penalty, Shield
 from ppbench.weights import take_over
 
 
@@ -79,7 +79,8 @@ def train(model: Model, release: Release, recipe: Recipe, rng: torch.Generator,
 
 
 def teach(model: Model, lessons: Lessons, recipe: Recipe, rng: torch.Generator, *, task: Task | None = None,
-          penalty: Penalty | None = None, owner: Tensor | None = None, until: int | None = None) -> tuple[Model, str]:
+          penalty: Penalty | None = None, owner: Tensor | None = None, until: int | None = None,
+          shield: Shield | None = None) -> tuple[Model, str]:
     """Train on lessons; return the model with its last weights, and a warning ("" = the loss fell).
 
     Args:
@@ -91,6 +92,7 @@ def teach(model: Model, lessons: Lessons, recipe: Recipe, rng: torch.Generator, 
         penalty: a term that a malicious trainer adds to the loss.
         owner: `[M]` who holds each image of a lesson; None = one trainer has them all.
         until: epochs (federated: rounds) after which to stop, the schedule unchanged; None = all.
+        shield: protects the updates that are learnt from.
 
     Raises:
         UserError: the network does not fit the images or labels, memory does not suffice, or the loss stops being
@@ -101,7 +103,7 @@ def teach(model: Model, lessons: Lessons, recipe: Recipe, rng: torch.Generator, 
         net = model.build()
         first = lessons.of_epoch(torch.Generator().manual_seed(0))
         check_fits(model, net, first.images, first.goals, task)
-        school = School(model.factory, lessons, len(first), recipe, task, penalty, until)
+        school = School(model.factory, lessons, len(first), recipe, task, penalty, until, shield)
         warning = train_centrally(net, school, own) if owner is None else train_federated(net, school, owner, own)
         return model.with_state(net), warning
 

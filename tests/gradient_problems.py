@@ -30,13 +30,13 @@ def fresh(model: Model) -> Model:
 def made(model: Model, client: Client, *, taped: bool | None = None) -> Problem:
     """Return what clients send of all images, as a problem."""
     model = fresh(model)
-    update = client_update(model, IMAGES, LABELS, batch=client.size // client.clients, local_steps=client.local_steps,
+    update = client_update(model, IMAGES, LABELS, batch=client.part or client.size, local_steps=client.local_steps,
                            learning_rate=client.learning_rate, bn_train=client.bn_train,
                            label_smoothing=client.label_smoothing)
     net = model.build()
     prepare(net, client.bn_train)
     scale = client.local_steps * client.learning_rate if client.local_steps > 1 else 1
-    values = {name: (value / scale).unflatten(0, (-1, client.clients)).mean(1)
+    values = {name: (value / scale).unflatten(0, (-1, client.size // (client.part or client.size))).mean(1)
               for name, value in update.values.items()}
     problem = Problem(net, values, LABELS.reshape(-1, client.size), client)
     return replace(problem, taped=follows(problem, IMAGES[: client.size]) if taped is None else taped)

@@ -1,6 +1,7 @@
 """The checks of what a defense means for whoever trains on its release, and of how it runs elsewhere."""
 
 import asyncio
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -64,9 +65,12 @@ def update(bench: DefenseBench) -> Iterator[str]:
     if not isinstance(sent, Update):
         yield f"protect_update() returns a {type(sent).__name__}: return an Update"
         return
+    rows = math.ceil(2 / sent.clients)
     for name, value in honest.values.items():
-        if name not in sent.values or sent.values[name].shape != value.shape:
-            yield f"protect_update() does not keep {name!r} of shape {list(value.shape)}: keep names and shapes"
+        shape = [rows, *value.shape[1:]]
+        if name not in sent.values or list(sent.values[name].shape) != shape:
+            yield (f"protect_update() does not give {name!r} in the shape {shape}: keep names and shapes (or, where it "
+                   "averages updates, say of how many `clients`)")
             return
         if not torch.isfinite(sent.values[name]).all():
             yield f"protect_update() makes {name!r} not finite: send numbers"

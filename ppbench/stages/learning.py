@@ -17,7 +17,7 @@ from ppbench.files import file_digest
 from ppbench.lessons import Lessons, Renewed, Same, lesson_of
 from ppbench.model import Model
 from ppbench.recipe import Recipe
-from ppbench.seeding import spawn
+from ppbench.seeding import derive_seed, generator, spawn
 from ppbench.stages.values import (
     Clients,
     Inputs,
@@ -30,6 +30,7 @@ from ppbench.stages.values import (
     defense_of,
     threat_of,
 )
+from ppbench.training import Shield
 from ppbench.updates import client_update
 from ppbench.weights import published, read_weights
 
@@ -87,7 +88,8 @@ def make_victim(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) ->
     if isinstance(attack, TrainingAttack):
         penalty = attack.penalty(release, start.build(), acting)
     model, warning = victim.teach(start, _lessons(inputs, params, release), recipe, training, penalty=penalty,
-                                  owner=_owner(inputs.maybe(Clients, "clients"), release), until=params["until"])
+                                  owner=_owner(inputs.maybe(Clients, "clients"), release), until=params["until"],
+                                  shield=_shield(params, spawn(rng)))
     if isinstance(attack, TrainingAttack):
         assert model.state is not None
         hidden = attack.finish(release, dict(model.state), acting)
@@ -115,6 +117,14 @@ def _lessons(inputs: Inputs, params: dict[str, Any], release: Release) -> Lesson
         return Same(lesson_of(release), recipe.augment)  # images that stand for nobody may be augmented by anybody
     return Renewed(inputs.load(Split, "split").private, defense_of(params), inputs.load(Keyring, "keys").private,
                    params["key_scope"], params["quantise"], recipe.augment)
+
+
+def _shield(params: dict[str, Any], rng: torch.Generator) -> Shield | None:
+    """Return what protects the updates from which a victim learns; its draws depend on an update's number alone."""
+    if "shield" not in params:
+        return None
+    defense, seed = defense_of(params["shield"]), int(torch.randint(2**62, (), generator=rng))
+    return lambda update, number: defense.protect_update(update, generator(derive_seed(seed, number)))
 
 
 def _owner(clients: Clients | None, release: Release) -> Tensor | None:

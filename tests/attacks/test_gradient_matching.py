@@ -41,9 +41,9 @@ def smooth(count: int, seed: int) -> Images:
 
 
 def attacked(recipe: Recipe = CONV, defense: str = "none", targets: int = 4, batch: int = 2, bn_train: bool = False,
-             local_steps: int = 1, noise: float = 0.0) -> tuple[View, Tensor]:
+             local_steps: int = 1, spoilt: float = 0.0, **params: Any) -> tuple[View, Tensor]:
     """Return a federated server's view, and the released images it is after."""
-    ref, private, public = Ref("defenses", defense), smooth(targets, 1), smooth(40, 2)
+    ref, private, public = Ref("defenses", defense, params), smooth(targets, 1), smooth(40, 2)
     made: Defense = build(ref)
     scope = made.key_scopes[0] if made.key_scopes else None
     keys: Keys | None = draw_keys(made, scope, targets, SHAPE, generator(3))
@@ -52,8 +52,9 @@ def attacked(recipe: Recipe = CONV, defense: str = "none", targets: int = 4, bat
         model = start(recipe, made, keys, SHAPE, CLASSES)
     update = client_update(model, release.images, release.labels, batch=batch, local_steps=local_steps,
                            learning_rate=0.02, bn_train=bn_train)
-    if noise:
-        values = {name: value + noise * value.std() * torch.randn(value.shape, generator=generator(6))
+    update = made.protect_update(update, generator(8))
+    if spoilt:
+        values = {name: value + spoilt * value.std() * torch.randn(value.shape, generator=generator(6))
                   for name, value in update.values.items()}
         update = replace(update, values=values)
     granted = frozenset({"model", "gradients", "public", "algorithm"})
@@ -140,6 +141,22 @@ def test_batches_are_reconstructed(defense: str) -> None:
     assert "labels inferred" in found.note
 
 
+@pytest.mark.parametrize(("defense", "least"), [("gradient-pruning", 18), ("gradient-noise", 18)])
+def test_protected_updates_still_tell_much(defense: str, least: float) -> None:
+    weak = {"gradient-pruning": {"share": 0.5}, "gradient-noise": {"clip": 1.0, "noise": 1e-3}}.get(defense, {})
+    view, true = attacked(Recipe(kwargs={"width": 12}), defense, targets=2, batch=1, **weak)
+    assert decibels(run(GradientMatching(steps=120), view).images, true).min() > least
+
+
+def test_an_aggregate_is_a_larger_batch() -> None:
+    view, true = attacked(Recipe(kwargs={"width": 12}), "secure-aggregation", targets=5, batch=1, cohort=2)
+    found = run(GradientMatching(steps=120), view)
+    assert (found.aligned, found.within) == (False, 2)
+    assert decibels(found.images, true).min() > 20
+    several = attacked(defense="secure-aggregation", targets=4, batch=1, local_steps=2, cohort=2)[0]
+    assert run(QUICK, several).within == 2
+
+
 def test_same_seed_same_images() -> None:
     view, _ = attacked()
     assert torch.equal(run(QUICK, view).images, run(QUICK, view).images)
@@ -195,7 +212,7 @@ def test_without_a_closed_form_the_gradient_is_matched(recipe: Recipe, defense: 
 
 
 def test_a_noisy_gradient_is_no_closed_form() -> None:
-    view, _ = attacked(VIT, targets=2, batch=1, noise=0.05)
+    view, _ = attacked(VIT, targets=2, batch=1, spoilt=0.05)
     assert "closed form (positions) for 0 of 2" in run(QUICK, view).note
 
 

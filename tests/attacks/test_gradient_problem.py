@@ -22,8 +22,9 @@ from ppbench.updates import prepare
     (RESNET, Client(3, bn_train=True), True),
     (CONV, Client(2, local_steps=3, learning_rate=0.5), False),
     (RESNET, Client(3, local_steps=2, learning_rate=0.1, bn_train=True), False),
-    (CONV, Client(6, clients=3), False),
-    (RESNET, Client(6, clients=2, bn_train=True, local_steps=2, learning_rate=0.1), False),
+    (CONV, Client(6, part=2), True),
+    (RESNET, Client(6, part=3, bn_train=True), False),
+    (RESNET, Client(6, part=3, bn_train=True, local_steps=2, learning_rate=0.1), False),
 ])
 def test_true_images_explain_what_was_sent(model: Model, client: Client, taped: bool) -> None:
     problem = made(model, client)

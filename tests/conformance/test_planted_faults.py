@@ -78,7 +78,7 @@ FAULTY_DEFENSES: dict[str, dict[str, str]] = {
     "HiddenKeys": {"declaration": "no key scope"},
     "UnknownScope": {"declaration": "household"},
     "LeavesTransformersBehind": {"victim": "a vision transformer"},
-    "DropsUpdates": {"update": "does not keep"},
+    "DropsUpdates": {"update": "does not give"},
 }
 
 
