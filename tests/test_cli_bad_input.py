@@ -115,7 +115,7 @@ def test_the_good_suite_runs(call: Run, place: Path) -> None:
     (("--attack", "gradient-matching,learning_rate=inf"), ["'learning_rate' is 'inf'", "finite number"]),
     (("--attack", "unet-inverter,steps=10000000"), ["unet-inverter", "steps is 10000000", "from 1 to 1,000,000"]),
     (("--attack", "gan-inversion,prior_steps=0"), ["gan-inversion", "prior_steps is 0", "from 1 to 1,000,000"]),
-    (("--attack", "gradient-matching,steps=-5"), ["gradient-matching", "steps is -5", "at least 1"]),
+    (("--attack", "gradient-matching,steps=-5"), ["gradient-matching", "steps is -5", "from 1 to"]),
     (("--attack", "blind+jigsaw+jigsaw"), ["chains 3 attacks", "at most OUTER+INNER"]),
     (("--attack", "as-released+memorization"), ["memorization acts in training", "let it come first"]),
     (("--attack", "blind,then=jigsaw"), ["'then'", "write OUTER+INNER"]),
