@@ -13,7 +13,7 @@ from ppbench.attacks._descent import Descent, copied, descend
 from ppbench.attacks._inverter import loss_of
 from ppbench.attacks._pairs import augmented, held_out, learnt
 from ppbench.blocks import cut, join, permutations, permute_rows
-from ppbench.codec import Tensors
+from ppbench.codec import Tensors, under
 from ppbench.data import Images
 from ppbench.defense import Pieces
 from ppbench.minibatches import shuffled_passes
@@ -78,8 +78,7 @@ class ArrangerPrior(Prior):
         """Rebuild what `train` found."""
         with seeded(0):
             net = Arranger(view.image_shape, self.size, self.width, self.depth)
-        net.load_state_dict({name.removeprefix("net."): value for name, value in found.items()
-                             if name.startswith("net.")})
+        net.load_state_dict(under(found, "net."))
         return net.to(found["objective"].device).eval()
 
     def _batches(self, public: Images, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ppbench.codec import Tensors, digest
+from ppbench.codec import Tensors, digest, under
 from ppbench.partial import partial
 from ppbench.training import moments, set_moments, write_attention_out
 
@@ -128,20 +128,16 @@ class _Notes:
         found = partial().load(self.name)
         if found is None:
             return None
-        self.net.load_state_dict(_of("net/", found))
+        self.net.load_state_dict(under(found, "net/"))
         set_moments(self.optimiser, found)
         step, best = found["steps"].tolist()
         device = next(self.net.parameters()).device
         return step, found["losses"].tolist(), best, {name: value.to(device)
-                                                      for name, value in _of("best/", found).items()}
+                                                      for name, value in under(found, "best/").items()}
 
 
 def _named(prefix: str, tensors: Tensors) -> Tensors:
     return {prefix + name: value for name, value in tensors.items()}
-
-
-def _of(prefix: str, tensors: Tensors) -> Tensors:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def copied(net: nn.Module) -> Tensors:

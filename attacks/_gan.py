@@ -18,7 +18,7 @@ from ppbench.attack import Prior
 from ppbench.attacks._descent import MOST_STEPS
 from ppbench.attacks._gan_nets import Design, DiscriminatorNet, EncoderNet, GeneratorNet, frozen
 from ppbench.bounds import above_zero, at_least, between
-from ppbench.codec import Tensors
+from ppbench.codec import Tensors, under
 from ppbench.data import Images
 from ppbench.metrics import SSIM_WINDOW, ssim
 from ppbench.minibatches import shuffled_passes
@@ -103,8 +103,7 @@ class Generator(Prior):
         with seeded(0):
             nets = GeneratorNet(design), EncoderNet(design)
         for name, net in zip(("generator", "encoder"), nets, strict=True):
-            net.load_state_dict({key.removeprefix(f"{name}."): value for key, value in weights.items()
-                                 if key.startswith(f"{name}.")})
+            net.load_state_dict(under(weights, f"{name}."))
             net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         return Nets(*nets)
 

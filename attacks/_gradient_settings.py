@@ -78,7 +78,7 @@ class Settings:
 # Units of a normalised image are a quarter of the pixel range; a weight of the total variation in them is four times
 # as large in pixels, one of the mean square sixteen times.
 PRESETS: dict[Preset, Settings] = {
-    # ours: closed forms, then what the last layer's inputs and the cosine say, from a few starts
+    # ours: closed forms, then what the cosine and the last layer's inputs say
     "ppbench": Settings(tv=1e-3, tv_end=0.1, features=0.1),
     # Zhu et al. 2019, "Deep leakage from gradients" (arXiv 1906.08935)
     "dlg": Settings("euclidean", "l-bfgs", 1200, boxed=False, init="noise", labels="optimised", closed_form=False),

@@ -29,7 +29,7 @@ from ppbench.attacks._pairs import (
 )
 from ppbench.attacks._simulate import ANYONE, Simulated, named, simulate
 from ppbench.bounds import above_zero, at_least, between
-from ppbench.codec import Tensors
+from ppbench.codec import Tensors, under
 from ppbench.data import Shape
 from ppbench.defense import Pieces
 from ppbench.metrics import SSIM_WINDOW, ssim
@@ -145,8 +145,8 @@ class InverterPrior(Prior):
         problem = problem_of(view, free=bool(found["free"]))
         with seeded(0):
             net = self.network(problem)
-        net.load_state_dict(_under(found, "net."))
-        base = LinearMap.from_tensors(_under(found, "base."))
+        net.load_state_dict(under(found, "net."))
+        base = LinearMap.from_tensors(under(found, "base."))
         return Inverter(net.to(found["objective"].device).eval(), base, problem)
 
     def _from_own_keys(self, view: View, rng: torch.Generator) -> "_Trained":
@@ -278,10 +278,6 @@ def loss_of(estimates: Tensor, plain: Tensor) -> Tensor:
     return error + 1 - ssim(estimates, plain, torch.float32)
 
 
-def _under(found: Tensors, prefix: str) -> Tensors:
-    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
-
-
 @dataclass(frozen=True)
 class _Trained:
     """An inverter, how its network was trained, and the held-out loss of the mean image."""
@@ -304,6 +300,6 @@ def described(found: Tensors) -> str:
     """Say how an inverter was trained, and what it is worth on held-out pairs."""
     best, steps = found["best"].tolist()
     flat, base, *_ = losses = found["objective"].tolist()
-    linear = LinearMap.from_tensors(_under(found, "base.")).note
+    linear = LinearMap.from_tensors(under(found, "base.")).note
     return (f"{bytes(found['regime'].tolist()).decode()}; step {best} of {steps}; held-out loss {flat:.3f} mean image, "
             f"{base:.3f} {linear}, {min(losses[1:]):.3f} learned")

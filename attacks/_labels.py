@@ -80,7 +80,8 @@ def _mean_response(net: nn.Module, last: nn.Module, images: Tensor) -> tuple[Ten
     return probabilities, seen[-1].flatten(0, -2).mean(0)
 
 
-def features_of(net: nn.Module, grads: Tensors, labels: Tensor, classes: int) -> Tensor | None:
+def features_of(net: nn.Module, grads: Tensors, labels: Tensor, classes: int,
+                smoothing: float = 0.0) -> Tensor | None:
     """Return the last layer's inputs `[batches, size, features]` as its gradients tell them.
 
     The weight gradient of class c is the mean over images i of `(p_ic - 1[y_i = c]) x_i`: a linear system in the
@@ -92,6 +93,7 @@ def features_of(net: nn.Module, grads: Tensors, labels: Tensor, classes: int) ->
         grads: parameter name -> `[batches, *parameter shape]`.
         labels: `[batches, size]`.
         classes: number of classes.
+        smoothing: of the labels in the clients' loss.
 
     Returns:
         None where the last layer has no bias, its gradients are not among those given, or no inputs explain them:
@@ -102,7 +104,7 @@ def features_of(net: nn.Module, grads: Tensors, labels: Tensor, classes: int) ->
     if weight is None or bias is None:
         return None
     size = labels.shape[1]
-    true = nn.functional.one_hot(labels, classes).double()
+    true = (1 - smoothing) * nn.functional.one_hot(labels, classes).double()  # beside what all classes share
     factors = (bias.double()[:, None] + true.mean(1, keepdim=True) - true) / size
     weight = weight.double()
     found: Tensor = torch.linalg.pinv(factors.mT, rtol=1e-9) @ weight

@@ -9,7 +9,7 @@ from ppbench.attacks import _ridge
 from ppbench.attacks._pairs import held_out, learnt, mirrored, moved, with_a_key_each
 from ppbench.attacks._simulate import Simulated, joined, simulate
 from ppbench.blocks import cut
-from ppbench.codec import Tensors
+from ppbench.codec import Tensors, under
 from ppbench.data import Shape
 from ppbench.seeding import spawn
 from ppbench.view import View
@@ -71,8 +71,7 @@ class LinearMap:
     @staticmethod
     def from_tensors(found: Tensors) -> "LinearMap":
         """Rebuild what `as_tensors` wrote."""
-        own, known = ({name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
-                      for prefix in (_OWN, _KNOWN))
+        own, known = (under(found, prefix) for prefix in (_OWN, _KNOWN))
         return LinearMap(own or None, known or None, int(found[_BLOCK]))
 
     def left(self, pairs: Simulated) -> Simulated:

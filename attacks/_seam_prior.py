@@ -16,7 +16,7 @@ from ppbench.attacks._solver import Search
 from ppbench.attacks._solving import Solver
 from ppbench.attacks._states import ABOVE, BELOW, LEFT, PLAIN, RIGHT, States
 from ppbench.blocks import cut, join
-from ppbench.codec import Tensors
+from ppbench.codec import Tensors, under
 from ppbench.defense import Pieces
 from ppbench.minibatches import shuffled_passes
 from ppbench.puzzle import puzzle_scores
@@ -110,8 +110,7 @@ class SeamPrior(Prior):
             return None
         with seeded(0):
             net = SeamNet(channels, self.width)
-        net.load_state_dict({name.removeprefix("net."): value for name, value in found.items()
-                             if name.startswith("net.")})
+        net.load_state_dict(under(found, "net."))
         return net.eval()
 
 

@@ -11,7 +11,7 @@ from ppbench.attack import Prior
 from ppbench.attacks._descent import Descent, copied, descend
 from ppbench.attacks._pairs import held_out, learnt
 from ppbench.attacks._states import States, states_of
-from ppbench.codec import Tensors
+from ppbench.codec import Tensors, under
 from ppbench.defense import Pieces
 from ppbench.minibatches import shuffled_passes
 from ppbench.seeding import seeded
@@ -72,8 +72,7 @@ class UprightPrior(Prior):
         """Rebuild what `train` found."""
         with seeded(0):
             net = _network(channels, self.width)
-        net.load_state_dict({name.removeprefix("net."): value for name, value in found.items()
-                             if name.startswith("net.")})
+        net.load_state_dict(under(found, "net."))
         return net.eval()
 
     def _states(self, channels: int) -> States:

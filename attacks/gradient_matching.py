@@ -124,7 +124,8 @@ class GradientMatching(Attack):
         for size, rows in _equal_batches(view.n_targets, batch):
             problem = self._problem(view, net, size, rows, like)
             starts = [_start(problem, how, view, like, rng) for _ in range(how.restarts)]
-            aim = Aim(how, rng, features_of(net, problem.given, problem.labels, view.classes), _patch(net))
+            measured = features_of(net, problem.given, problem.labels, view.classes, update.label_smoothing)
+            aim = Aim(how, rng, measured, _patch(net))
             images, note = _solved(problem, starts, aim)
             found.append(images.flatten(0, 1).clamp(0, 1))
             notes.append(note)
@@ -139,7 +140,8 @@ class GradientMatching(Attack):
         update = view.update
         scale = 1 if update.local_steps == 1 else update.learning_rate * update.local_steps
         given = {name: value[rows] / scale for name, value in update.values.items()}
-        labels = (torch.stack(view.labels.split(update.batch * update.clients)[rows]) if "labels" in view.granted
+        batch = update.batch * update.clients
+        labels = (torch.stack(view.labels.split(batch)[rows]) if "labels" in view.granted
                   else infer_labels(net, given, size, view.classes, like))
         part = update.batch if update.clients > 1 else None
         client = Client(size, part, update.local_steps, update.learning_rate, update.bn_train, update.label_smoothing)
@@ -157,7 +159,7 @@ def _solved(problem: Problem, starts: list[State], aim: Aim) -> tuple[Tensor, st
     rest = torch.nonzero(_distances(problem, images) > EXPLAINED).flatten()
     if len(rest) == 0:
         return images, f"closed form ({layer})"
-    warm = State(images[rest], None)
+    warm = State(images[rest], starts[0][rest].logits)
     found, note = _matched(problem[rest], [warm, *(start[rest] for start in starts)], aim[rest])
     note = f"closed form ({layer}) for {len(images) - len(rest)} of {len(images)}, others {note}"
     return images.index_copy(0, rest, found), note

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ppbench.codec import Tensors
+from ppbench.codec import Tensors, under
 from ppbench.lessons import Lessons
 from ppbench.partial import partial
 from ppbench.recipe import Recipe
@@ -57,8 +57,7 @@ def train_centrally(net: nn.Module, school: School, rng: torch.Generator) -> str
     if kept is not None:
         losses = unfolded(kept)
         rng.set_state(kept["rng"])
-        trainer.restore({name.removeprefix("trainer/"): value for name, value in kept.items()
-                         if name.startswith("trainer/")})
+        trainer.restore(under(kept, "trainer/"))
     saved = time.monotonic()
     for epoch in range(len(losses), epochs if school.until is None else school.until):
         losses.append(trainer.epoch(school.lessons.of_epoch(rng), rng))

@@ -103,6 +103,11 @@ def digest(value: Any) -> str:
     return sha256(dump(value)).hexdigest()
 
 
+def under(tensors: Tensors, prefix: str) -> Tensors:
+    """Return the tensors whose names begin with a prefix, by what follows it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def to_bytes8(images: Tensor) -> Tensor:
     """Round images in [0, 1] to the 256 levels that an 8-bit file can hold."""
     return (images.clamp(0, 1) * 255).round() / 255

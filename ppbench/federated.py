@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppbench.central import CHECKPOINT, KEEP_EVERY, School, folded, unfolded
+from ppbench.codec import under
 from ppbench.device import device
 from ppbench.errors import UserError
 from ppbench.model import Update
@@ -84,8 +85,7 @@ def train_federated(net: nn.Module, school: School, owner: Tensor, rng: torch.Ge
         losses = unfolded(kept)
         rng.set_state(kept["rng"])
         set_generators(kept)
-        net.load_state_dict({name.removeprefix("net/"): value for name, value in kept.items()
-                             if name.startswith("net/")})
+        net.load_state_dict(under(kept, "net/"))
     saved = time.monotonic()
     for turn in range(len(losses), recipe.rounds if school.until is None else school.until):
         before = {name: value.clone() for name, value in net.state_dict().items()}

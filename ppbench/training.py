@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ppbench.codec import Tensors
+from ppbench.codec import Tensors, under
 from ppbench.device import device, out_of_memory
 from ppbench.errors import UserError
 from ppbench.lessons import Lesson, batch_rows
@@ -114,8 +114,7 @@ class Trainer:
 
     def restore(self, state: Tensors) -> None:
         """Return to where `state` was taken."""
-        self.net.load_state_dict({name.removeprefix("net/"): value for name, value in state.items()
-                                  if name.startswith("net/")})
+        self.net.load_state_dict(under(state, "net/"))
         set_moments(self.optimiser, state)
         self.taken = int(state["taken"])
         set_generators(state)
@@ -131,10 +130,9 @@ def moments(optimiser: torch.optim.Optimizer) -> Tensors:
 def set_moments(optimiser: torch.optim.Optimizer, state: Tensors) -> None:
     """Let an optimiser remember what `moments` gave, whatever else stands beside it."""
     slots: dict[int, Tensors] = {}
-    for key, value in state.items():
-        if key.startswith("optimiser/"):
-            _, number, name = key.split("/", 2)
-            slots.setdefault(int(number), {})[name] = value
+    for key, value in under(state, "optimiser/").items():
+        number, name = key.split("/", 1)
+        slots.setdefault(int(number), {})[name] = value
     optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
 
 

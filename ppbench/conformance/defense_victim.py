@@ -65,6 +65,9 @@ def update(bench: DefenseBench) -> Iterator[str]:
     if not isinstance(sent, Update):
         yield f"protect_update() returns a {type(sent).__name__}: return an Update"
         return
+    if type(sent.clients) is not int or sent.clients < 1:
+        yield f"protect_update() says clients = {sent.clients!r}: it must be how many were averaged, from 1 upwards"
+        return
     rows = math.ceil(2 / sent.clients)
     for name, value in honest.values.items():
         shape = [rows, *value.shape[1:]]

@@ -97,15 +97,22 @@ def test_one_label_is_exact_whatever_is_predicted(seed: int, sharpness: float) -
         assert labels_from_bias(bias[None], torch.full((7,), 1 / 7), 1).item() == label
 
 
+def test_labels_may_be_optimised_beside_a_closed_form_that_is_only_near() -> None:
+    view, _ = attacked(VIT, targets=2, batch=1, spoilt=0.05)
+    assert "for 0 of 2" in run(replace(QUICK, labels="optimised"), view).note
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("labels", [[3], [0, 2, 4], [1, 1, 4]])
-def test_features_are_told_by_the_last_layer(labels: list[int]) -> None:
+def test_features_are_told_by_the_last_layer(labels: list[int], smoothing: float) -> None:
     with seeded(1):
         net = nn.Sequential(nn.Flatten(), nn.Linear(768, 6), nn.Tanh(), nn.Linear(6, CLASSES))
         nn.init.normal_(net[3].weight, std=0.01)  # type: ignore[arg-type] (images are told apart by labels alone)
     images, goals = torch.rand(len(labels), *SHAPE, generator=generator(2)), torch.tensor(labels)
-    grads = torch.autograd.grad(nn.functional.cross_entropy(net(images), goals), list(net.parameters()))
+    grads = torch.autograd.grad(nn.functional.cross_entropy(net(images), goals, label_smoothing=smoothing),
+                                list(net.parameters()))
     given = {name: grad[None] for (name, _), grad in zip(net.named_parameters(), grads, strict=True)}
-    found = features_of(net, given, goals[None], CLASSES)
+    found = features_of(net, given, goals[None], CLASSES, smoothing)
     true = net[:3](images).detach()
     assert found is not None
     if labels == [1, 1, 4]:
