@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ppbench.attacks import _gradient_terms as terms
+from ppbench.attacks._features import Features
 from ppbench.attacks._gradient_problem import Explained, Explainer, Problem
 from ppbench.attacks._gradient_settings import Settings
 from ppbench.attacks._lbfgs import minimise
@@ -17,7 +18,6 @@ WEIGHTS_AT_ONCE = 2**24  # given gradients' values that are compared in a pass, 
 EXACT = 0.2  # share of the steps, the last ones, that are never taken in bfloat16
 FALLS, MILESTONES = 0.1, (3 / 8, 5 / 8, 7 / 8)
 REACH = 8  # a restart's image may be shifted by one part in so many of its side
-TINY = 1e-30  # squares below this are as good as none
 ENOUGH = 1e-14  # value of the objective below which L-BFGS stops
 
 
@@ -40,18 +40,18 @@ class Aim:
 
     Attributes:
         settings: weights.
-        measured: `[problems, size, features]`, inputs of the last layer as its gradients tell them; None = unknown.
+        known: inputs of the last layer as its gradients tell them; None = unknown.
         patch: side of a vision transformer's patches; None = there are none.
         rng: draws noise.
     """
 
     settings: Settings
     rng: torch.Generator
-    measured: Tensor | None = None
+    known: Features | None = None
     patch: int | None = None
 
     def __getitem__(self, rows: Tensor) -> "Aim":
-        return replace(self, measured=self.measured[rows]) if self.measured is not None else self
+        return replace(self, known=self.known[rows]) if self.known is not None else self
 
     def value(self, explained: Explained, images: Tensor, rate: float = 1.0) -> Tensor:
         """Return the values `[problems]` at a share of the highest learning rate."""
@@ -66,9 +66,8 @@ class Aim:
             found = found + how.seams * terms.seams(images, self.patch)
         if how.statistics and explained.strayed is not None:
             found = found + how.statistics * explained.strayed
-        if how.features and explained.features is not None and self.measured is not None:
-            apart = (explained.features - self.measured).square().flatten(1).sum(1)
-            found = found + how.features * rate * apart / self.measured.square().flatten(1).sum(1).clamp(min=TINY)
+        if how.features and explained.features is not None and self.known is not None:
+            found = found + how.features * rate * self.known.apart(explained.features)
         if how.positions and explained.positions is not None:
             found = found + how.positions * explained.positions
         return found

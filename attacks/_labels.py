@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ppbench.codec import Tensors
 from ppbench.errors import NotApplicable
 
-UNEXPLAINED = 0.1  # share of a last layer's gradient; others' probabilities differ from the mean
 PRESENT = 1e6  # outweighs any count: a class with a negative bias gradient is in the batch for certain
 
 
@@ -28,7 +27,7 @@ def infer_labels(net: nn.Module, grads: Tensors, size: int, classes: int, like: 
     Raises:
         NotApplicable: the network does not end in a linear layer with one output a class, or its gradient is missing.
     """
-    name = _last_linear(net, classes)
+    name = last_linear(net, classes)
     if f"{name}.weight" not in grads:
         raise NotApplicable(f"the update holds no gradient of the last layer {name!r}, where the labels are read")
     probabilities, features = _mean_response(net, net.get_submodule(name), like)
@@ -59,7 +58,12 @@ def labels_from_bias(bias: Tensor, probabilities: Tensor, size: int) -> Tensor:
     return torch.stack([torch.repeat_interleave(row.long()) for row in counts])
 
 
-def _last_linear(net: nn.Module, classes: int) -> str:
+def last_linear(net: nn.Module, classes: int) -> str:
+    """Return the name of the last linear layer with one output a class.
+
+    Raises:
+        NotApplicable: there is none.
+    """
     fitting: list[str] = [name for name, module in net.named_modules()
                           if isinstance(module, nn.Linear) and module.out_features == classes]
     if not fitting:
@@ -78,35 +82,3 @@ def _mean_response(net: nn.Module, last: nn.Module, images: Tensor) -> tuple[Ten
     finally:
         handle.remove()
     return probabilities, seen[-1].flatten(0, -2).mean(0)
-
-
-def features_of(net: nn.Module, grads: Tensors, labels: Tensor, classes: int,
-                smoothing: float = 0.0) -> Tensor | None:
-    """Return the last layer's inputs `[batches, size, features]` as its gradients tell them.
-
-    The weight gradient of class c is the mean over images i of `(p_ic - 1[y_i = c]) x_i`: a linear system in the
-    inputs x, solved with the batch's mean probabilities for those of each image, which the bias gradient tells. It is
-    exact for one image; images of one class share what is told of them.
-
-    Args:
-        net: the network at which the gradients were taken.
-        grads: parameter name -> `[batches, *parameter shape]`.
-        labels: `[batches, size]`.
-        classes: number of classes.
-        smoothing: of the labels in the clients' loss.
-
-    Returns:
-        None where the last layer has no bias, its gradients are not among those given, or no inputs explain them:
-        somebody has added noise.
-    """
-    name = _last_linear(net, classes)
-    weight, bias = grads.get(f"{name}.weight"), grads.get(f"{name}.bias")
-    if weight is None or bias is None:
-        return None
-    size = labels.shape[1]
-    true = (1 - smoothing) * nn.functional.one_hot(labels, classes).double()  # beside what all classes share
-    factors = (bias.double()[:, None] + true.mean(1, keepdim=True) - true) / size
-    weight = weight.double()
-    found: Tensor = torch.linalg.pinv(factors.mT, rtol=1e-9) @ weight
-    unexplained = (factors.mT @ found - weight).square().sum() / weight.square().sum()
-    return found.float() if unexplained < UNEXPLAINED else None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ppbench.attack import Attack, Priors, Reconstruction
 from ppbench.attacks._closed_form import vit_inputs
 from ppbench.attacks._descent import MOST_STEPS
+from ppbench.attacks._features import features_of
 from ppbench.attacks._first_layer import linear_inputs
 from ppbench.attacks._gradient_problem import Client, Problem, follows
 from ppbench.attacks._gradient_search import Aim, State, at_once, search
@@ -28,7 +29,7 @@ from ppbench.attacks._gradient_settings import (
     Settings,
     Sign,
 )
-from ppbench.attacks._labels import features_of, infer_labels
+from ppbench.attacks._labels import infer_labels
 from ppbench.bounds import above_zero, at_least, between
 from ppbench.defense import resize
 from ppbench.errors import NotApplicable
@@ -124,8 +125,8 @@ class GradientMatching(Attack):
         for size, rows in _equal_batches(view.n_targets, batch):
             problem = self._problem(view, net, size, rows, like)
             starts = [_start(problem, how, view, like, rng) for _ in range(how.restarts)]
-            measured = features_of(net, problem.given, problem.labels, view.classes, update.label_smoothing)
-            aim = Aim(how, rng, measured, _patch(net))
+            known = features_of(net, problem.given, problem.labels, view.classes, like, update.label_smoothing)
+            aim = Aim(how, rng, known, _patch(net))
             images, note = _solved(problem, starts, aim)
             found.append(images.flatten(0, 1).clamp(0, 1))
             notes.append(note)

@@ -12,7 +12,7 @@ from ppbench.attack import check_reconstruction
 from ppbench.attacks._closed_form import vit_inputs
 from ppbench.attacks._first_layer import linear_inputs
 from ppbench.attacks._gradient_settings import PRESETS
-from ppbench.attacks._labels import features_of, infer_labels, labels_from_bias
+from ppbench.attacks._labels import infer_labels, labels_from_bias
 from ppbench.attacks.gradient_matching import GradientMatching
 from ppbench.data import Images
 from ppbench.defense import Defense, Keys, draw_keys
@@ -100,25 +100,6 @@ def test_one_label_is_exact_whatever_is_predicted(seed: int, sharpness: float) -
 def test_labels_may_be_optimised_beside_a_closed_form_that_is_only_near() -> None:
     view, _ = attacked(VIT, targets=2, batch=1, spoilt=0.05)
     assert "for 0 of 2" in run(replace(QUICK, labels="optimised"), view).note
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.3])
-@pytest.mark.parametrize("labels", [[3], [0, 2, 4], [1, 1, 4]])
-def test_features_are_told_by_the_last_layer(labels: list[int], smoothing: float) -> None:
-    with seeded(1):
-        net = nn.Sequential(nn.Flatten(), nn.Linear(768, 6), nn.Tanh(), nn.Linear(6, CLASSES))
-        nn.init.normal_(net[3].weight, std=0.01)  # type: ignore[arg-type] (images are told apart by labels alone)
-    images, goals = torch.rand(len(labels), *SHAPE, generator=generator(2)), torch.tensor(labels)
-    grads = torch.autograd.grad(nn.functional.cross_entropy(net(images), goals, label_smoothing=smoothing),
-                                list(net.parameters()))
-    given = {name: grad[None] for (name, _), grad in zip(net.named_parameters(), grads, strict=True)}
-    found = features_of(net, given, goals[None], CLASSES, smoothing)
-    true = net[:3](images).detach()
-    assert found is not None
-    if labels == [1, 1, 4]:
-        true[:2] = true[:2].mean(0)
-    torch.testing.assert_close(found[0], true, atol=1e-5 if len(labels) == 1 else 0.05, rtol=0)
-    assert features_of(net, {"3.weight": given["3.weight"]}, goals[None], CLASSES) is None
 
 
 @pytest.mark.parametrize(("recipe", "with_bias"), [(CONV, True), (CONV, False), (VIT, True)])

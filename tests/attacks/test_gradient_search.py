@@ -8,10 +8,10 @@ from gradient_problems import CLASSES, CONV, RESNET, SHAPE, batches, made
 from torch import Tensor
 
 from ppbench.attacks import _gradient_search
+from ppbench.attacks._features import Features, features_of
 from ppbench.attacks._gradient_problem import Client, Explained
 from ppbench.attacks._gradient_search import Aim, Found, State, at_once, rate_at, search, signed
 from ppbench.attacks._gradient_settings import Settings
-from ppbench.attacks._labels import features_of
 from ppbench.seeding import generator
 
 TWO = Client(2)
@@ -24,8 +24,8 @@ def starts(count: int, problems: int = 3, size: int = 2, labels: bool = False) -
                   torch.randn(problems, size, CLASSES, generator=rng) if labels else None) for _ in range(count)]
 
 
-def aim(how: Settings, measured: Tensor | None = None, patch: int | None = None) -> Aim:
-    return Aim(how, generator(0), measured, patch)
+def aim(how: Settings, known: Features | None = None, patch: int | None = None) -> Aim:
+    return Aim(how, generator(0), known, patch)
 
 
 def found(how: Settings, client: Client = TWO) -> Found:
@@ -111,13 +111,13 @@ def test_every_problem_is_searched_alike_alone_or_among_others(monkeypatch: pyte
 
 def test_features_and_statistics_lead_where_gradients_are_not_asked() -> None:
     problem = made(CONV, Client(1))
-    measured = features_of(problem.net, problem.given, problem.labels, CLASSES)
-    assert measured is not None
+    known = features_of(problem.net, problem.given, problem.labels, CLASSES, batches(Client(1)).flatten(0, 1))
+    assert known is not None
     true = problem.explainer()(batches(Client(1)), problem.labels).features
-    torch.testing.assert_close(measured, true, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(known.values, true, rtol=1e-3, atol=1e-4)
     how = replace(QUICK, features=1e6, steps=60)
     begin = starts(1, 6, 1)
-    by_features = search(problem, begin, aim(how, measured)).images
+    by_features = search(problem, begin, aim(how, known)).images
     assert (errors(by_features, Client(1)) < 0.6 * errors(begin[0].images, Client(1))).all()
     resnet = made(RESNET, TWO)
     strayed = [resnet.explainer()(search(resnet, starts(1), aim(replace(QUICK, statistics=weight))).images,
