@@ -9,7 +9,6 @@ from ppbench.codec import Tensors
 from ppbench.seeding import generator, seeded
 
 SIZE, CLASSES, WIDTH = 8, 5, 6
-INNER = "2"  # the layer whose outputs are the features' source
 
 
 def net_of(spread: float) -> nn.Sequential:
@@ -17,6 +16,7 @@ def net_of(spread: float) -> nn.Sequential:
     with seeded(1):
         net = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, WIDTH), nn.Tanh(), nn.Linear(WIDTH, CLASSES))
         nn.init.normal_(net[3].weight, std=spread)  # type: ignore[arg-type]
+        nn.init.zeros_(net[3].bias)  # type: ignore[arg-type]
     return net
 
 

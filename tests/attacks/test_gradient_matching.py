@@ -41,7 +41,8 @@ def smooth(count: int, seed: int) -> Images:
 
 
 def attacked(recipe: Recipe = CONV, defense: str = "none", targets: int = 4, batch: int = 2, bn_train: bool = False,
-             local_steps: int = 1, spoilt: float = 0.0, **params: Any) -> tuple[View, Tensor]:
+             local_steps: int = 1, spoilt: float = 0.0, smoothing: float = 0.0,
+             **params: Any) -> tuple[View, Tensor]:
     """Return a federated server's view, and the released images it is after."""
     ref, private, public = Ref("defenses", defense, params), smooth(targets, 1), smooth(40, 2)
     made: Defense = build(ref)
@@ -51,7 +52,7 @@ def attacked(recipe: Recipe = CONV, defense: str = "none", targets: int = 4, bat
     with seeded(5):
         model = start(recipe, made, keys, SHAPE, CLASSES)
     update = client_update(model, release.images, release.labels, batch=batch, local_steps=local_steps,
-                           learning_rate=0.02, bn_train=bn_train)
+                           learning_rate=0.02, bn_train=bn_train, label_smoothing=smoothing)
     update = made.protect_update(update, generator(8))
     if spoilt:
         values = {name: value + spoilt * value.std() * torch.randn(value.shape, generator=generator(6))
@@ -95,6 +96,19 @@ def test_one_label_is_exact_whatever_is_predicted(seed: int, sharpness: float) -
     for label in range(7):
         bias = predicted - nn.functional.one_hot(torch.tensor(label), 7)
         assert labels_from_bias(bias[None], torch.full((7,), 1 / 7), 1).item() == label
+
+
+def test_label_smoothing_is_heeded_where_the_last_layer_is_read() -> None:
+    view, true = attacked(MLP, targets=2, batch=2, smoothing=0.6)
+    leads = replace(QUICK, features=1e6, closed_form=False, steps=40)
+    net, last = view.model.build(), []
+    net.get_submodule("net.5").register_forward_pre_hook(lambda _, inputs: last.append(inputs[0].detach()))
+    wrong = replace(view.sealed, update=replace(view.update, label_smoothing=0.0))
+    for images in (true, run(leads, view).images, run(leads, View(wrong)).images):
+        net(images)
+    off = [min((found - true).norm() / true.norm() for true in (last[0], last[0].flip(0))) for found in last[1:]]
+    assert off[0] < 0.2
+    assert off[1] > 2 * off[0]
 
 
 def test_labels_may_be_optimised_beside_a_closed_form_that_is_only_near() -> None:

@@ -143,7 +143,9 @@ def test_what_is_minimised_by_hand() -> None:
     assert aim(Settings(seams=1), patch=2).value(known, images).item() == pytest.approx(0.5 + 0.125**0.5, abs=1e-4)
     assert aim(Settings(seams=1)).value(known, images).item() == pytest.approx(0.5)
     one = replace(known, features=torch.ones(1, 1, 4), strayed=torch.tensor([5.0]), positions=torch.tensor([0.25]))
-    assert aim(Settings(features=2), torch.full((1, 1, 4), 2.0)).value(one, images).item() == pytest.approx(0.5 + 2 / 4)
+    told = Features(torch.full((1, 1, 4), 2.0), torch.ones(1, 1, 1))
+    assert aim(Settings(features=2), told).value(one, images).item() == pytest.approx(0.5 + 2 / 4)
+    assert aim(Settings(features=2), told).value(one, images, 0.5).item() == pytest.approx(0.5 + 1 / 4)
     assert aim(Settings(statistics=2)).value(one, images).item() == pytest.approx(10.5)
     assert aim(Settings(positions=2)).value(one, images).item() == pytest.approx(1)
 

@@ -79,6 +79,7 @@ FAULTY_DEFENSES: dict[str, dict[str, str]] = {
     "UnknownScope": {"declaration": "household"},
     "LeavesTransformersBehind": {"victim": "a vision transformer"},
     "DropsUpdates": {"update": "does not give"},
+    "NobodySends": {"update": "clients = 0"},
 }
 
 

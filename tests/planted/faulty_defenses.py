@@ -281,6 +281,14 @@ class DropsUpdates(Plain):
 
 
 @dataclass(frozen=True)
+class NobodySends(Plain):
+    """Say that no client is behind an update."""
+
+    def protect_update(self, update, rng):
+        return replace(update, clients=0)
+
+
+@dataclass(frozen=True)
 class AtHomeOnly(Plain):
     """Rest on the number of the process."""
 
