@@ -30,10 +30,9 @@ from ppbench.attacks._gradient_settings import (
     Sign,
 )
 from ppbench.attacks._labels import infer_labels
+from ppbench.attacks._released import like_released
 from ppbench.bounds import above_zero, at_least, between
-from ppbench.defense import resize
 from ppbench.errors import NotApplicable
-from ppbench.seeding import spawn
 from ppbench.updates import prepare
 from ppbench.view import View
 
@@ -119,7 +118,7 @@ class GradientMatching(Attack):
             raise NotApplicable("the update holds values that are not finite: lower the client's learning rate")
         net = view.model.build()
         prepare(net, update.bn_train)
-        like = _like_released(view, rng)
+        like = like_released(view, rng)
         found, notes, objective = [], [], []
         batch = update.batch * update.clients
         for size, rows in _equal_batches(view.n_targets, batch):
@@ -216,14 +215,3 @@ def _equal_batches(count: int, batch: int) -> list[tuple[int, slice]]:
     full, rest = divmod(count, batch)
     return [(size, rows) for size, rows in ((batch, slice(0, full)), (rest, slice(full, None)))
             if size and (rows.stop is None or rows.stop)]
-
-
-def _like_released(view: View, rng: torch.Generator, count: int = 256) -> Tensor:
-    """Return images like the released ones: public images, protected with keys of one's own.
-
-    A defense that works on the whole set rather than image by image (synthesis) is too costly to run again.
-    """
-    public = view.public[:count]
-    if view.algorithm.defense.partnered:
-        return view.algorithm.protect(public, spawn(rng)).images
-    return resize(public.pixels, view.released_shape)

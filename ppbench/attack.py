@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ppbench.codec import Tensors
 from ppbench.defense import Release
-from ppbench.errors import ContractError
+from ppbench.errors import ContractError, UserError
+from ppbench.model import Model
 from ppbench.view import Capability, View
 
 Priors = Mapping[str, Tensors]
@@ -108,6 +109,46 @@ class TrainingAttack(Attack):
     def finish(self, release: Release, state: Tensors, rng: torch.Generator) -> Tensors:
         """Return the trained weights with whatever is to be hidden in them."""
         return state
+
+
+class CraftingAttack(Attack):
+    """An attack by a server that may hand out any model (threat model `malicious-server`).
+
+    The clients' updates are taken at the crafted model; `run` later sees that model and the updates.
+    """
+
+    @abstractmethod
+    def craft(self, view: View, rng: torch.Generator) -> Model:
+        """Return the model that clients get, with weights, in the place of the true one.
+
+        Args:
+            view: what the server knows before anybody answers: `gradients`, `pairs` and `oracle` are missing.
+            rng: what is random comes from here.
+
+        Returns:
+            Takes the released images and gives one logit a class; its factory must be importable by name.
+        """
+
+
+def check_crafted(found: object, view: View) -> None:
+    """Hold a crafted model to the contract.
+
+    Raises:
+        ContractError: says in one sentence what is wrong.
+    """
+    if not isinstance(found, Model):
+        raise ContractError(f"craft() returned a {type(found).__name__}; it must return a Model")
+    if found.state is None:
+        raise ContractError("craft() returned a model without weights; set its state (Model.with_state)")
+    try:
+        with torch.no_grad():
+            logits = found.build().eval()(torch.zeros(2, *view.released_shape))
+    except (UserError, RuntimeError) as error:
+        raise ContractError(f"craft() returned a model that does not take the released images ({error}); fit it to "
+                            "view.released_shape") from error
+    if tuple(logits.shape) != (2, view.classes) or not logits.isfinite().all():
+        raise ContractError(f"craft() returned a model whose logits have the shape {list(logits.shape)}; they must be "
+                            f"finite numbers [2, {view.classes}]")
 
 
 def _check_facts(found: Reconstruction) -> None:

@@ -253,14 +253,7 @@ class Flow:
         if cell.attack.trains:  # the model that is handed out is the one trained under the attack's hand
             inputs["victim"] = await self.victim(cell, attack)
         elif "gradients" in threat.grants:
-            model = {"start": await self.start(cell)} if threat.round == "first" else \
-                {"victim": await self.victim(cell, until=cell.victim.until(threat.round))}
-            update = Step("update", "update", {**model, "release": inputs["release"]},
-                          {**self._deployed(cell.defense), **self._against(threat),
-                           "label_smoothing": cell.victim.label_smoothing},
-                          derive_seed(cell.seed, "update", cell.defense.protection().identity(), threat.settings()),
-                          self._built(cell, cell.defense))
-            inputs |= {**model, "update": await self.make(update)}
+            inputs |= await self._sent(cell, inputs)
         elif "model" in threat.grants:
             inputs["victim"] = await self.victim(cell)
         if "pairs" in threat.grants:
@@ -281,6 +274,29 @@ class Flow:
                        (cell.defense.ref.code,))
         inputs["answers"] = await self.make(answers)
         return await self.make(Step("view", "view", inputs, params, 0, (cell.defense.ref.code,)))
+
+    async def _sent(self, cell: Cell, inputs: Mapping[str, Artefact]) -> dict[str, Artefact]:
+        """The model that clients got, and the updates that they sent."""
+        threat, code = cell.threat, self._built(cell, cell.defense)
+        model = {"start": await self.start(cell)} if threat.round == "first" else \
+            {"victim": await self.victim(cell, until=cell.victim.until(threat.round))}
+        if cell.attack.crafts:
+            model, code = {"start": await self._crafted(cell, {**inputs, **model})}, (*code, cell.attack.refs[0].code)
+        update = Step("update", "update", {**model, "release": inputs["release"]},
+                      {**self._deployed(cell.defense), **self._against(threat),
+                       "label_smoothing": cell.victim.label_smoothing},
+                      derive_seed(cell.seed, "update", cell.defense.protection().identity(), threat.settings()), code)
+        return {**model, "update": await self.make(update)}
+
+    async def _crafted(self, cell: Cell, inputs: Mapping[str, Artefact]) -> Artefact:
+        """The model that a malicious server hands out in the place of the true one."""
+        attack = cell.attack.refs[0]
+        before = replace(cell.threat, grants=cell.threat.grants - {"gradients", "pairs", "oracle"})
+        params = {**self._deployed(cell.defense), **self._against(before)}
+        view = await self.make(Step("view", "view", inputs, params, 0, (cell.defense.ref.code,)))
+        return await self.make(Step("craft", "craft", {"view": view}, {"ref": self._ref(attack)},
+                                    derive_seed(cell.seed, "craft", attack.identity), self._acting(attack, cell),
+                                    cell.defense.ref))
 
     async def public_view(self, cell: Cell) -> Artefact:
         """What somebody has who reads neither a release nor a private image."""

@@ -83,6 +83,8 @@ class AttackPlan:
     default_threat: str = ""
     asks: bool = False
     """The (outer) attack puts questions to an oracle, where there is one."""
+    crafts: bool = False
+    """The (outer) attack makes the model that clients get."""
 
     @property
     def label(self) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from ppbench.attack import Attack, TrainingAttack
+from ppbench.attack import Attack, CraftingAttack, TrainingAttack
 from ppbench.data import Dataset, SplitSizes
 from ppbench.defense import Defense, KeyScope
 from ppbench.device import described
@@ -170,12 +170,17 @@ def _attack(table: AttackTable, folder: Path) -> AttackPlan:
     _check_capabilities(outer.name, cls)
     if issubclass(cls, TrainingAttack) and "training" not in cls.requires:
         raise UserError(f"{outer.name} acts in training, but does not say so: add \"training\" to its `requires`")
+    if issubclass(cls, CraftingAttack) and not cls.requires >= {"gradients", "server"}:
+        raise UserError(f"{outer.name} crafts the clients' model, but does not say so: add \"gradients\" and "
+                        "\"server\" to its `requires`")
     if table.then is not None:
         inner, inner_cls = find_plugin("attacks", table.then, folder)
         assert issubclass(inner_cls, Attack)
         _check_capabilities(inner.name, inner_cls)
         if issubclass(inner_cls, TrainingAttack):
             raise UserError(f"{inner.name} acts in training and cannot follow {outer.name}: let it come first")
+        if issubclass(inner_cls, CraftingAttack):
+            raise UserError(f"{inner.name} crafts the clients' model and cannot follow {outer.name}: let it come first")
         if "oracle" in inner_cls.requires:
             raise UserError(f"{inner.name} asks an oracle and cannot follow {outer.name}: let it stand alone")
         refs.append(inner)
@@ -184,7 +189,8 @@ def _attack(table: AttackTable, folder: Path) -> AttackPlan:
         raise UserError(f"{outer.name} acts in training and cannot also ask for gradients: require one of the two")
     role, ceiling = (cls.role, cls.ceiling) if len(refs) == 1 else ("attack", None)
     return AttackPlan(tuple(refs), frozenset(requires), issubclass(cls, TrainingAttack), role, ceiling,
-                      cls.default_threat, asks="oracle" in cls.requires | cls.uses)
+                      cls.default_threat, asks="oracle" in cls.requires | cls.uses,
+                      crafts=issubclass(cls, CraftingAttack))
 
 
 def _check_capabilities(name: str, cls: type[Attack]) -> None:

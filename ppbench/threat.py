@@ -65,6 +65,7 @@ NAMED: Mapping[str, ThreatModel] = {threat.name: threat for threat in (
     ThreatModel("chosen-plaintext", _CIPHERTEXT | {"oracle"}),
     ThreatModel("white-box", _CIPHERTEXT | {"model"}),
     ThreatModel("federated-server", _FEDERATED),
+    ThreatModel("malicious-server", _FEDERATED | {"server"}),
     ThreatModel("malicious-trainer", frozenset({"public", "algorithm", "model", "training"})),
     ThreatModel("full-knowledge", CAPABILITIES),
 )}

@@ -17,7 +17,7 @@ from ppbench.ref import Ref
 from ppbench.seeding import spawn
 
 Capability = Literal["images", "labels", "public", "algorithm", "pairs", "model", "gradients", "oracle",
-                     "training", "key"]
+                     "training", "server", "key"]
 T = TypeVar("T")
 
 
@@ -97,6 +97,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "gradients": ("update",),
     "oracle": ("answers",),
     "training": (),
+    "server": (),
     "key": ("keys",),
 }
 

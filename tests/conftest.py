@@ -91,7 +91,7 @@ def tiny_run(plan: Plan, output: Path, engine: str = "inline", **more: Any) -> t
 def plugin(folder: Path, body: str, name: str = "my_attack.py") -> Path:
     """Write a file plug-in with the usual imports."""
     head = ("import os\nfrom dataclasses import dataclass\nimport torch\nfrom torch import Tensor\n"
-            "from ppbench.attack import Attack, Prior, Reconstruction, TrainingAttack\n"
+            "from ppbench.attack import Attack, CraftingAttack, Prior, Reconstruction, TrainingAttack\n"
             "from ppbench.defense import Defense, PerImageDefense, Release\n")
     path = folder / name
     path.write_text(head + body)

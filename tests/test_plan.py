@@ -287,6 +287,15 @@ class Sneaky(TrainingAttack):
         return Reconstruction(torch.zeros(view.n_targets, *view.image_shape))
 
 @dataclass(frozen=True)
+class Crafty(CraftingAttack):
+    requires = frozenset({"gradients"})
+    default_threat = "federated-server"
+    def craft(self, view, rng):
+        return view.model
+    def run(self, view, priors, rng):
+        return Reconstruction(torch.zeros(view.n_targets, *view.image_shape))
+
+@dataclass(frozen=True)
 class Asks(Attack):
     requires = frozenset({"images", "oracle"})
     default_threat = "chosen-plaintext"
@@ -298,6 +307,16 @@ class Asks(Attack):
 def test_an_attack_that_acts_in_training_must_say_so(tiny_npz: Path, tmp_path: Path) -> None:
     file = plugin(tmp_path, TRAINS)
     assert 'add "training"' in complaint(lambda: tiny_plan(tiny_npz, ["none"], [f"{file}:Sneaky"]))
+
+
+def test_an_attack_that_crafts_the_model_must_say_so(tiny_npz: Path, tmp_path: Path) -> None:
+    file = plugin(tmp_path, TRAINS)
+    assert 'add "gradients" and "server"' in complaint(lambda: tiny_plan(tiny_npz, ["none"], [f"{file}:Crafty"]))
+
+
+def test_the_inner_attack_of_a_chain_crafts_no_model(tiny_npz: Path) -> None:
+    chain = {"use": "gradient-matching", "then": {"use": "imprint"}, "threats": ["malicious-server"]}
+    assert "let it come first" in complaint(lambda: tiny_plan(tiny_npz, ["none"], [chain]))
 
 
 def test_the_inner_attack_of_a_chain_asks_no_oracle(tiny_npz: Path, tmp_path: Path) -> None:

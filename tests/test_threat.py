@@ -68,6 +68,7 @@ def test_named_threat_models_grant_what_the_design_says() -> None:
         "ciphertext-only": base, "known-plaintext": base | {"pairs"}, "known-plaintext-all": base | {"pairs"},
         "chosen-plaintext": base | {"oracle"}, "white-box": base | {"model"},
         "federated-server": {"public", "algorithm", "model", "gradients"},
+        "malicious-server": {"public", "algorithm", "model", "gradients", "server"},
         "malicious-trainer": {"public", "algorithm", "model", "training"}, "full-knowledge": set(PARTS)}
     assert NAMED["known-plaintext-all"].pairs == "all"
     assert [one.name for one in describe_threats()] == list(NAMED)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ppbench import codec
-from ppbench.attack import Attack, Prior, TrainingAttack
+from ppbench.attack import Attack, CraftingAttack, Prior, TrainingAttack
 from ppbench.codec import Tensors
 from ppbench.conformance.scenes import Scene, view_of
 from ppbench.conformance.subject import Subject
@@ -54,7 +54,8 @@ class AttackBench:
             NotApplicable: the attack says so.
         """
         plan = AttackPlan((self.subject.ref,), frozenset(self.attack.requires), isinstance(self.attack, TrainingAttack),
-                          asks="oracle" in self.attack.requires | self.attack.uses)
+                          asks="oracle" in self.attack.requires | self.attack.uses,
+                          crafts=isinstance(self.attack, CraftingAttack))
         try:
             return View(codec.load(Sealed, view_of(scene, plan, self.threat)))
         except StageFailed as failure:
@@ -68,6 +69,12 @@ class AttackBench:
         plan = AttackPlan((self.subject.ref,), frozenset(), trains=False)
         view = View(codec.load(Sealed, view_of(MAIN, plan, whole)))
         return view.release, view.model
+
+    def before(self) -> View:
+        """Return what a server knows before it hands out a model."""
+        threat = replace(self.threat, grants=self.threat.grants - {"gradients", "pairs", "oracle"})
+        plan = AttackPlan((self.subject.ref,), frozenset(), trains=False)
+        return View(codec.load(Sealed, view_of(MAIN, plan, threat)))
 
     def priors(self, view: View) -> dict[str, Tensors]:
         """Let the attack learn what it wants, the same never twice."""

@@ -8,14 +8,14 @@ from functools import partial
 import torch
 
 from ppbench import codec
-from ppbench.attack import Prior, TrainingAttack, check_reconstruction
+from ppbench.attack import CraftingAttack, Prior, TrainingAttack, check_crafted, check_reconstruction
 from ppbench.codec import Tensors
 from ppbench.conformance.attack_bench import AttackBench
 from ppbench.conformance.declaration import attack_declaration
 from ppbench.conformance.findings import Check, Skipped, sentence
 from ppbench.conformance.scenes import VIT, Scene
 from ppbench.conformance.trial import ONE, OTHER, attempt, dependence, disturbance
-from ppbench.errors import NotApplicable, NotGranted
+from ppbench.errors import ContractError, NotApplicable, NotGranted
 from ppbench.stages.attacking import describe_prior
 from ppbench.threat import CAPABILITIES
 from ppbench.view import PARTS, Sealed, View
@@ -130,6 +130,25 @@ def training(bench: AttackBench) -> Iterator[str]:
         yield "it changes the release in place while it trains: clone before writing"
 
 
+def crafting(bench: AttackBench) -> Iterator[str]:
+    """Check the model that the attack hands out to clients."""
+    attack = bench.attack
+    if not isinstance(attack, CraftingAttack):
+        raise Skipped("it crafts no model")
+    view = bench.before()
+    before = codec.digest(view.sealed)
+    one, other = (attempt(lambda rng: attack.craft(view, rng), shared) for shared in (ONE, OTHER))
+    try:
+        check_crafted(one.value, view)
+    except ContractError as error:
+        yield str(error)
+        return
+    yield from (f"craft(): {found}" for found in dependence(lambda rng: attack.craft(view, rng), one, other))
+    yield from (f"craft(): {found}" for found in disturbance(one, other))
+    if codec.digest(view.sealed) != before:
+        yield "craft() changes the view in place: clone before writing"
+
+
 def queries(bench: AttackBench) -> Iterator[str]:
     """Check the images that the attack wants protected."""
     if "oracle" not in bench.attack.requires | bench.attack.uses:
@@ -162,7 +181,7 @@ def with_kind(bench: AttackBench, capability: str, scene: Scene) -> Iterator[str
 
 
 CHECKS: Mapping[str, Check[AttackBench]] = {
-    "declaration": declaration, "training": training, "queries": queries, "contract": contract,
+    "declaration": declaration, "training": training, "crafting": crafting, "queries": queries, "contract": contract,
     "capabilities": capabilities, "deterministic": deterministic, "shared state": shared_state,
     "view untouched": view_untouched, "priors": priors,
     **{name: partial(in_scene, scene=scene) for name, scene in SCENES.items()},

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic_core import to_jsonable_python
 
-from ppbench.attack import Attack, TrainingAttack
+from ppbench.attack import Attack, CraftingAttack, TrainingAttack
 from ppbench.defense import Defense, KeyScope
 from ppbench.describe import read_plugin
 from ppbench.errors import UserError
@@ -37,6 +37,8 @@ def attack_declaration(attack: Attack, name: str) -> Iterator[str]:
                "that grants all of `requires`")
     if isinstance(attack, TrainingAttack) and "training" not in cls.requires:
         yield "it acts in training, but `requires` does not say so: add \"training\" to it"
+    if isinstance(attack, CraftingAttack) and not cls.requires >= {"gradients", "server"}:
+        yield "it crafts the clients' model, but `requires` does not say so: add \"gradients\" and \"server\" to it"
     if cls.role not in _ROLES:
         yield f"`role` is {cls.role!r}: choose one of {', '.join(_ROLES)}"
 

@@ -11,7 +11,7 @@ from ppbench.flow import StageFailed
 
 B = TypeVar("B")
 Check = Callable[[B], Iterable[str]]
-FIRST = ("keys drawn", "training", "queries", "contract", "query")
+FIRST = ("keys drawn", "training", "crafting", "queries", "contract", "query")
 """Checks without which the others mean little."""
 PLAIN = (ContractError, NotGranted, UserError, StageFailed)  # their message is a whole sentence
 

@@ -1,6 +1,7 @@
 """The stages of a cell: small functions from stored inputs to one stored value, run wherever an engine likes.
 
-`attack`, `queries`, `priors` and `prior` run a plug-in of the adversary's: the only data they are given is a view.
+`attack`, `craft`, `queries`, `priors` and `prior` run a plug-in of the adversary's: the only data that they are given
+is a view.
 """
 
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ppbench.stages.attacking import describe_guess, list_priors, run_attack, train_prior
+from ppbench.stages.attacking import craft_model, describe_guess, list_priors, run_attack, train_prior
 from ppbench.stages.learning import check_victim, make_start, make_update, make_victim, make_weights
 from ppbench.stages.protecting import make_clients, make_keys, make_release, make_split
 from ppbench.stages.scoring import make_floor, make_judge, make_score, make_verifier
@@ -21,7 +22,7 @@ STAGES: dict[str, Stage] = {
     "start": make_start, "fits": check_victim, "victim": make_victim,
     "update": make_update, "pairs": make_pairs, "queries": make_queries, "answers": make_answers, "view": make_view,
     "public-view": make_public_view, "inner-view": make_inner_view, "priors": list_priors,
-    "describe-guess": describe_guess, "prior": train_prior,
+    "describe-guess": describe_guess, "prior": train_prior, "craft": craft_model,
     "attack": run_attack, "judge": make_judge, "verifier": make_verifier, "floor": make_floor,
     "score": make_score,
 }

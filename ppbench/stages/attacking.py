@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ppbench import codec
-from ppbench.attack import Prior, check_reconstruction
+from ppbench.attack import CraftingAttack, Prior, check_crafted, check_reconstruction
 from ppbench.calibrate import BlindGuess
 from ppbench.errors import ContractError
 from ppbench.plugins import class_at
@@ -66,6 +66,15 @@ def train_prior(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) ->
         raise ContractError(f"{type(prior).__name__}.train must return a dict of tensors by name, "
                             f"not a {type(found).__name__}")
     return Made(Table(found))
+
+
+def craft_model(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Let a malicious server make the model that clients get."""
+    view, attack = inputs.view(), attack_of(params)
+    assert isinstance(attack, CraftingAttack)
+    found = attack.craft(view, rng)
+    check_crafted(found, view)
+    return Made(found)
 
 
 def run_attack(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:

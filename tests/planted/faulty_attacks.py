@@ -1,12 +1,12 @@
 """Attacks with one fault each; what must be said of them stands in conformance/test_planted_faults.py."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from ppbench.attack import Attack, Prior, Reconstruction, TrainingAttack
+from ppbench.attack import Attack, CraftingAttack, Prior, Reconstruction, TrainingAttack
 from ppbench.defense import resize
 
 
@@ -326,6 +326,45 @@ class Trainer(TrainingAttack):
 
     def run(self, view, priors, rng):
         return Reconstruction(view.public.pixels.mean(0).repeat(view.n_targets, 1, 1, 1))
+
+
+@dataclass(frozen=True)
+class Crafter(CraftingAttack):
+    """Hand out the model as it is."""
+
+    requires = frozenset({"model", "gradients", "server", "public"})
+    default_threat = "malicious-server"
+
+    def craft(self, view, rng):
+        return view.model
+
+    def run(self, view, priors, rng):
+        return Reconstruction(view.public.pixels.mean(0).repeat(view.n_targets, 1, 1, 1))
+
+
+@dataclass(frozen=True)
+class HiddenCrafter(Crafter):
+    """Craft the clients' model without saying so."""
+
+    requires = frozenset({"model", "gradients", "public"})
+    default_threat = "federated-server"
+
+
+@dataclass(frozen=True)
+class CraftsRecipe(Crafter):
+    """Hand out a model without weights."""
+
+    def craft(self, view, rng):
+        return replace(view.model, state=None)
+
+
+@dataclass(frozen=True)
+class CraftsAtRandom(Crafter):
+    """Add noise of the global generator to the weights."""
+
+    def craft(self, view, rng):
+        return replace(view.model, state={name: value + 1e-6 * torch.rand(()) if value.is_floating_point() else value
+                                          for name, value in view.model.state.items()})
 
 
 @dataclass(frozen=True)
