@@ -17,6 +17,7 @@ from ppbench.attacks._weight_gradients import Sums, added, inner, written_sums
 from ppbench.codec import Tensors
 
 FIRST = 10  # weight of the first layer's statistics (Yin et al. 2021)
+TINY = 1e-30  # length of a gradient that is as good as none
 BELIEVED = 1e-4  # relative error of a tape's sums, above which its notes are not believed
 
 
@@ -52,6 +53,8 @@ class Problem:
         labels: `[problems, size]` int64.
         client: how they were made.
         taped: whether a tape follows the network (`follows`).
+        errors: `[problems, size, classes]`, derivatives of the clients' loss by the logits, where these are told; None
+            = they follow from images and labels.
     """
 
     net: nn.Module
@@ -59,6 +62,7 @@ class Problem:
     labels: Tensor
     client: Client
     taped: bool = True
+    errors: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,12 +70,29 @@ class Problem:
     def __getitem__(self, rows: Tensor) -> "Problem":
         shared = len(next(iter(self.given.values()))) == 1
         return replace(self, given=self.given if shared else {name: value[rows] for name, value in self.given.items()},
-                       labels=self.labels[rows])
+                       labels=self.labels[rows], errors=None if self.errors is None else self.errors[rows])
+
+    @property
+    def single(self) -> bool:
+        """Whether each gradient is one image's, and no more than one step was taken."""
+        return self.labels.shape[1] == 1 and self.client.local_steps == 1
 
     def again(self, times: int) -> "Problem":
         """Return a single problem as so many."""
         assert len(self) == 1
-        return replace(self, labels=self.labels.repeat(times, 1))
+        return replace(self, labels=self.labels.repeat(times, 1),
+                       errors=None if self.errors is None else self.errors.repeat(times, 1, 1))
+
+    def knowing(self, errors: Tensor) -> "Problem":
+        """Return the problem with errors `[problems, size, classes]`; all gradients scaled to length 1.
+
+        The gradients of images that a network is sure of are so small that their squares vanish.
+        """
+        squares = torch.stack([value.double().flatten(1).square().sum(1) for value in self.given.values()]).sum(0)
+        scale = squares.sqrt().clamp(min=TINY)
+        given = {name: (value / scale.view(-1, *[1] * (value.ndim - 1))).to(value.dtype)
+                 for name, value in self.given.items()}
+        return replace(self, given=given, errors=(errors / scale[:, None, None]).to(errors.dtype))
 
     def weights(self) -> int:
         """Return the number of values in a gradient."""
@@ -125,7 +146,12 @@ class Explainer(ABC):
         """Hold images `[problems, size, c, h, w]` and labels `[problems, size]` or shares `[..., classes]` to them."""
 
     def loss(self, logits: Tensor, goals: Tensor, size: int) -> Tensor:
-        """Return the clients' loss, a sum over problems, of logits `[problems * size, classes]`."""
+        """Return the clients' loss, a sum over problems, of logits `[problems * size, classes]`.
+
+        Where its derivatives are told, it is the linear function that has them.
+        """
+        if self.problem.errors is not None:
+            return (logits * self.problem.errors.flatten(0, 1).to(logits)).sum()
         return cross_entropy(logits, goals.flatten(0, 1), label_smoothing=self.problem.client.label_smoothing,
                              reduction="sum") / size
 
@@ -179,8 +205,17 @@ class Unrolled(Explainer):
     def __call__(self, images: Tensor, goals: Tensor) -> Explained:
         """Hold images and labels against the gradients."""
         images, goals = images.to(self.dtype), goals.expand(len(images), *goals.shape[1:])
-        made = vmap(self._sent, randomness="different")(images, goals)
+        if self.problem.errors is not None:
+            made = vmap(grad(self._linear), in_dims=(None, 0, 0), randomness="different")(
+                self.own, images, self.problem.errors.to(self.dtype))
+        else:
+            made = vmap(self._sent, randomness="different")(images, goals)
         return Explained(*added(*(written_sums(made[name], value) for name, value in self.given.items())), self.norm)
+
+    def _linear(self, own: Tensors, images: Tensor, errors: Tensor) -> Tensor:
+        """Return the linear function of the logits that has the errors as its derivatives."""
+        logits: Tensor = functional_call(self.net, (own, self.fixed), (images,))
+        return (logits * errors).sum()
 
     def _sent(self, images: Tensor, goals: Tensor) -> Tensors:
         """Return the mean of what clients send, each on its part of the images."""

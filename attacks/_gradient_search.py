@@ -59,7 +59,8 @@ class Aim:
         found = explained.cosine() if how.objective == "cosine" else explained.euclidean()
         if how.tv:
             variation = terms.opponent_variation if how.opponents else terms.total_variation
-            found = found + how.tv * (how.tv_end + (1 - how.tv_end) * rate) * variation(images)
+            weighed = how.tv * (how.tv_end + (1 - how.tv_end) * rate) * variation(images)
+            found = found * (1 + weighed) if how.relative else found + weighed
         if how.norm:
             found = found + how.norm * terms.from_grey(images)
         if how.seams and self.patch is not None:

@@ -33,6 +33,8 @@ class Settings:
         labels: in closed form from the last layer, or optimised with the images.
         tv: weight of the total variation, a mean over pixels.
         tv_end: share of it that is left at the last step; it falls with the learning rate.
+        relative: the total variation weighs in proportion to what is left between the gradients: it is strong where
+            little is explained, and gives way as more is.
         opponents: the total variation counts differences between the colour channels, too (double opponents), and is
             isotropic.
         seams: weight of the differences across the seams of patches (Hatamizadeh et al. 2022).
@@ -40,6 +42,8 @@ class Settings:
         statistics: weight of the distance from the running statistics of batch normalisation (Yin et al. 2021).
         features: weight of the squared distance from the last layer's inputs as its gradients tell them, relative to
             their own square; it falls with the learning rate.
+        told_errors: of single images, the loss's derivatives by the logits are those that the last bias's gradient is,
+            not those of the image that is tried.
         positions: weight of the cosine distance of the position embeddings' gradients alone (Lu et al. 2022).
         group: weight of the distance from the mean of all restarts, each shifted to fit (Yin et al. 2021).
         noise: Langevin noise, in multiples of the learning rate.
@@ -61,11 +65,13 @@ class Settings:
     labels: Labels = "inferred"
     tv: float = 0.0
     tv_end: float = 1.0
+    relative: bool = False
     opponents: bool = False
     seams: float = 0.0
     norm: float = 0.0
     statistics: float = 0.0
     features: float = 0.0
+    told_errors: bool = False
     positions: float = 0.0
     group: float = 0.0
     noise: float = 0.0
@@ -78,8 +84,8 @@ class Settings:
 # Units of a normalised image are a quarter of the pixel range; a weight of the total variation in them is four times
 # as large in pixels, one of the mean square sixteen times.
 PRESETS: dict[Preset, Settings] = {
-    # ours: closed forms, then what the cosine and the last layer's inputs say
-    "ppbench": Settings(tv=1e-3, tv_end=0.1, features=0.1),
+    # ours: closed forms, then what the cosine and the last layer say
+    "ppbench": Settings(tv=1.0, relative=True, features=0.1, told_errors=True),
     # Zhu et al. 2019, "Deep leakage from gradients" (arXiv 1906.08935)
     "dlg": Settings("euclidean", "l-bfgs", 1200, boxed=False, init="noise", labels="optimised", closed_form=False),
     # Zhao et al. 2020, "iDLG" (arXiv 2001.02610)

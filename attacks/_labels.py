@@ -58,6 +58,15 @@ def labels_from_bias(bias: Tensor, probabilities: Tensor, size: int) -> Tensor:
     return torch.stack([torch.repeat_interleave(row.long()) for row in counts])
 
 
+def errors_of(net: nn.Module, grads: Tensors, classes: int) -> Tensor | None:
+    """Return the derivatives `[batches, 1, classes]` of the loss by the logits of single images.
+
+    They are the gradient of the last layer's bias; None where there is none among those given.
+    """
+    bias = grads.get(f"{last_linear(net, classes)}.bias")
+    return None if bias is None else bias[:, None]
+
+
 def last_linear(net: nn.Module, classes: int) -> str:
     """Return the name of the last linear layer with one output a class.
 

@@ -29,7 +29,7 @@ from ppbench.attacks._gradient_settings import (
     Settings,
     Sign,
 )
-from ppbench.attacks._labels import infer_labels
+from ppbench.attacks._labels import errors_of, infer_labels
 from ppbench.attacks._released import like_released
 from ppbench.bounds import above_zero, at_least, between
 from ppbench.errors import NotApplicable
@@ -63,8 +63,10 @@ class GradientMatching(Attack):
         labels: `inferred` in closed form, or `optimised`; where the threat model grants them, neither.
         boxed: pixels stay in [0, 1] while Adam runs.
         tv: weight of the total variation.
+        relative: the total variation weighs in proportion to what is left between the gradients.
         statistics: weight of the distance from the running statistics of batch normalisation.
         features: weight of the distance from the last layer's inputs, as its gradients tell them.
+        told_errors: of single images, the logits' errors are what the last bias's gradient is.
         group: weight of the distance from the mean of all restarts.
         closed_form: solve for what algebra gives, first.
         fast: compute in bfloat16 but for the last fifth of the steps.
@@ -87,8 +89,10 @@ class GradientMatching(Attack):
     labels: Labels | None = None
     boxed: bool | None = None
     tv: float | None = None
+    relative: bool | None = None
     statistics: float | None = None
     features: float | None = None
+    told_errors: bool | None = None
     group: float | None = None
     closed_form: bool | None = None
     fast: bool | None = None
@@ -125,6 +129,10 @@ class GradientMatching(Attack):
             problem = self._problem(view, net, size, rows, like)
             starts = [_start(problem, how, view, like, rng) for _ in range(how.restarts)]
             known = features_of(net, problem.given, problem.labels, view.classes, like, update.label_smoothing)
+            errors = errors_of(net, problem.given, view.classes)
+            clean = known is not None and starts[0].logits is None  # nobody added noise, and labels stand
+            if how.told_errors and problem.single and clean and errors is not None:
+                problem = problem.knowing(errors)
             aim = Aim(how, rng, known, _patch(net))
             images, note = _solved(problem, starts, aim)
             found.append(images.flatten(0, 1).clamp(0, 1))
@@ -151,8 +159,7 @@ class GradientMatching(Attack):
 
 def _solved(problem: Problem, starts: list[State], aim: Aim) -> tuple[Tensor, str]:
     """Return images `[problems, size, c, h, w]`, and how they were found."""
-    single = problem.labels.shape[1] == 1 and problem.client.local_steps == 1
-    exact = _algebra(problem, starts[0].images) if aim.settings.closed_form and single else None
+    exact = _algebra(problem, starts[0].images) if aim.settings.closed_form and problem.single else None
     if exact is None:
         return _matched(problem, starts, aim)
     images, layer = exact
@@ -177,7 +184,8 @@ def _algebra(problem: Problem, like: Tensor) -> tuple[Tensor, str] | None:
 
 def _matched(problem: Problem, starts: list[State], aim: Aim) -> tuple[Tensor, str]:
     found, how = search(problem, starts, aim), aim.settings
-    return found.images, (f"{how.objective}{'+tv' if how.tv else ''}, {how.steps} steps of {how.optimiser}, "
+    told = ", errors told" if problem.errors is not None else ""
+    return found.images, (f"{how.objective}{'+tv' if how.tv else ''}{told}, {how.steps} steps of {how.optimiser}, "
                           f"{len(starts)} start(s), cosine distance {_distances(problem, found.images).mean():.2g}")
 
 

@@ -111,6 +111,14 @@ def test_label_smoothing_is_heeded_where_the_last_layer_is_read() -> None:
     assert off[1] > 2 * off[0]
 
 
+def test_errors_are_told_of_single_images_that_nobody_has_changed() -> None:
+    told = [("errors told" in run(replace(QUICK, **params), attacked(CONV, targets=2, **made)[0]).note)  # type: ignore[arg-type]
+            for params, made in (({}, {"batch": 1}), ({"told_errors": False}, {"batch": 1}), ({}, {"batch": 2}),
+                                 ({}, {"batch": 1, "local_steps": 2}), ({}, {"batch": 1, "spoilt": 1.0}),
+                                 ({"preset": "inverting-gradients"}, {"batch": 1}))]
+    assert told == [True, False, False, False, False, False]
+
+
 def test_labels_may_be_optimised_beside_a_closed_form_that_is_only_near() -> None:
     view, _ = attacked(VIT, targets=2, batch=1, spoilt=0.05)
     assert "for 0 of 2" in run(replace(QUICK, labels="optimised"), view).note
@@ -210,7 +218,7 @@ def test_without_a_closed_form_the_gradient_is_matched(recipe: Recipe, defense: 
     view, _ = attacked(recipe, defense, targets=2, batch=1)
     net = view.model.build()
     assert vit_inputs(net, view.update.values, SHAPE) is None
-    assert "cosine+tv, 8 steps of adam" in run(QUICK, view).note
+    assert "cosine+tv, errors told, 8 steps of adam" in run(QUICK, view).note
 
 
 def test_a_noisy_gradient_is_no_closed_form() -> None:

@@ -1,5 +1,7 @@
 """Problems: how images are held against gradients, by tapes and by torch's own derivatives."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from ppbench.attacks._gradient_problem import Client, Problem, Taped, Unrolled, follows
+from ppbench.attacks._labels import errors_of
 from ppbench.codec import Tensors
 from ppbench.model import Model, Normalised
 from ppbench.nets import convnet
@@ -155,3 +158,41 @@ def test_pretrained_families_are_followed() -> None:
         side = 32 if name == "resnet18" else 224 if "deit" in name else 160
         problem = Problem(net, given, torch.tensor([[1]]), Client(1))
         assert follows(problem, torch.rand(1, 3, side, side, generator=generator(1))), name
+
+
+@pytest.mark.parametrize("taped", [True, False])
+@pytest.mark.parametrize("sharpness", [1.0, 30.0])
+def test_told_errors_are_what_the_last_bias_tells(taped: bool, sharpness: float) -> None:
+    """Held against a loop: at the true images nothing is left, however sure the network is of them."""
+    plain = made(CONV, Client(1), taped=taped)
+    with torch.no_grad():
+        plain.net.get_submodule("net.1").weight.mul_(sharpness)  # type: ignore[union-attr,operator]
+    given = sent(plain.net, batches(Client(1))[:, 0], plain.labels[:, 0])
+    errors = errors_of(plain.net, given, CLASSES)
+    assert errors is not None
+    problem = replace(plain, given=given).knowing(errors)
+    true = batches(Client(1)).double()
+    assert problem.explainer(torch.float64)(true, problem.labels).cosine().max() < 1e-6
+    images = true.flip(3).requires_grad_()
+    found = problem.explainer(torch.float64)(images, problem.labels).cosine()
+    net, expected = problem.net.double(), []
+    for number, image in enumerate(images):
+        grads = torch.autograd.grad((net(image) * errors[number]).sum(), list(net.parameters()), create_graph=True)
+        target = torch.cat([given[name][number].flatten() for name, _ in net.named_parameters()]).double()
+        expected.append(1 - cosine_similarity(torch.cat([g.flatten() for g in grads]), target, dim=0, eps=1e-30))
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-3, atol=1e-6)
+    slopes = [torch.autograd.grad(values.sum(), images, retain_graph=True)[0] for values in (found, sum(expected))]
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-2, atol=1e-3 * float(slopes[1].abs().max()))
+    some = torch.tensor([2, 0])
+    torch.testing.assert_close(problem[some].explainer(torch.float64)(images[some], problem.labels[some]).cosine(),
+                               found[some])
+    again = problem[some[:1]].again(3).explainer(torch.float64)(images[some[:1]].expand(3, -1, -1, -1, -1),
+                                                                problem.labels[some[:1]].expand(3, -1)).cosine()
+    torch.testing.assert_close(again, found[some[:1]].expand(3))
+
+
+def sent(net: nn.Module, images: Tensor, labels: Tensor) -> Tensors:
+    names = [name for name, _ in net.named_parameters()]
+    grads = [torch.autograd.grad(cross_entropy(net(x[None]), y[None]), list(net.parameters()))
+             for x, y in zip(images, labels, strict=True)]
+    return {name: torch.stack(each) for name, each in zip(names, zip(*grads, strict=True), strict=True)}
