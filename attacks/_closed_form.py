@@ -6,14 +6,15 @@ and the gradient of the patch projection is `sum_t delta_t x_t`: a linear system
 """
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ppbench.attacks._algebra import Solved, residual
 from ppbench.blocks import join
 from ppbench.codec import Tensors
 from ppbench.data import Shape
 
 
-def vit_inputs(net: nn.Module, grads: Tensors, shape: Shape) -> Tensor | None:
+def vit_inputs(net: nn.Module, grads: Tensors, shape: Shape) -> Solved | None:
     """Solve for one image a gradient.
 
     Args:
@@ -22,7 +23,7 @@ def vit_inputs(net: nn.Module, grads: Tensors, shape: Shape) -> Tensor | None:
         shape: (C, H, W) of the images.
 
     Returns:
-        `[N, C, H, W]` in [0, 1], or None where the system is underdetermined or does not exist.
+        None where the system is underdetermined or does not exist.
     """
     patch_embed = getattr(getattr(net, "net", None), "patch_embed", None)
     projection = getattr(patch_embed, "proj", None)
@@ -36,6 +37,8 @@ def vit_inputs(net: nn.Module, grads: Tensors, shape: Shape) -> Tensor | None:
     if projection.kernel_size != projection.stride or tokens >= min(width, positions.shape[2]):
         return None
     delta = positions[:, 0, -tokens:].double()  # class and register tokens come first
-    patches = torch.linalg.lstsq(delta.mT, weight.flatten(2).double(), driver="gelsd").solution
+    right = weight.flatten(2).double()
+    patches = torch.linalg.lstsq(delta.mT, right, driver="gelsy").solution
     normalised = join(patches.reshape(len(delta), tokens, shape[0], size, size), shape)
-    return ((normalised + 1) / 2).float().nan_to_num(0.5).clamp(0, 1)
+    images = ((normalised + 1) / 2).float().nan_to_num(0.5).clamp(0, 1)
+    return Solved(images, residual(delta.mT @ patches, right))

@@ -9,13 +9,14 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ppbench.attacks._algebra import Solved, residual
 from ppbench.codec import Tensors
 from ppbench.data import Shape
 
 _ACTIVE = 1e-20  # square of a bias gradient, relative to that of the weights, below which it tells nothing
 
 
-def linear_inputs(net: nn.Module, grads: Tensors, shape: Shape) -> Tensor | None:
+def linear_inputs(net: nn.Module, grads: Tensors, shape: Shape) -> Solved | None:
     """Solve for one image a gradient.
 
     Args:
@@ -24,8 +25,7 @@ def linear_inputs(net: nn.Module, grads: Tensors, shape: Shape) -> Tensor | None
         shape: (C, H, W) of the images.
 
     Returns:
-        `[N, C, H, W]` in [0, 1]; None where the first layer with parameters is not linear over the whole image, or its
-        gradients tell nothing.
+        None where the first layer with parameters is not linear over the whole image, or its gradients tell nothing.
     """
     name = _first_linear(net, shape)
     weight, bias = grads.get(f"{name}.weight"), grads.get(f"{name}.bias")
@@ -36,7 +36,8 @@ def linear_inputs(net: nn.Module, grads: Tensors, shape: Shape) -> Tensor | None
     if (active <= _ACTIVE * weight.square().sum((1, 2))).any():
         return None
     normalised = torch.einsum("no,noi->ni", bias, weight) / active[:, None]
-    return ((normalised.reshape(-1, *shape) + 1) / 2).float().clamp(0, 1)
+    images = ((normalised.reshape(-1, *shape) + 1) / 2).float().clamp(0, 1)
+    return Solved(images, residual(torch.einsum("no,ni->noi", bias, normalised), weight))
 
 
 @torch.no_grad()

@@ -30,8 +30,10 @@ def infer_labels(net: nn.Module, grads: Tensors, size: int, classes: int, like: 
     name = last_linear(net, classes)
     if f"{name}.weight" not in grads:
         raise NotApplicable(f"the update holds no gradient of the last layer {name!r}, where the labels are read")
-    probabilities, features = _mean_response(net, net.get_submodule(name), like)
     bias = grads.get(f"{name}.bias")
+    if bias is not None and size == 1:
+        return labels_from_bias(bias, bias.new_full((classes,), 1 / classes), 1)  # whatever is predicted
+    probabilities, features = _mean_response(net, net.get_submodule(name), like)
     if bias is None:
         bias = grads[f"{name}.weight"] @ features / features.square().sum()
     return labels_from_bias(bias, probabilities, size)

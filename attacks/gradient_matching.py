@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppbench.attack import Attack, Priors, Reconstruction
+from ppbench.attacks._algebra import Solved
 from ppbench.attacks._closed_form import vit_inputs
 from ppbench.attacks._descent import MOST_STEPS
 from ppbench.attacks._features import features_of
@@ -32,11 +33,12 @@ from ppbench.attacks._gradient_settings import (
 from ppbench.attacks._labels import errors_of, infer_labels
 from ppbench.attacks._released import like_released
 from ppbench.bounds import above_zero, at_least, between
+from ppbench.data import Shape
 from ppbench.errors import NotApplicable
 from ppbench.updates import prepare
 from ppbench.view import View
 
-EXPLAINED = 1e-6  # a closed form whose gradient is as near as this (cosine distance) needs no optimisation
+EXACT = 1e-9  # share of a closed form's equations (squares) that may be left: then nothing needs optimisation
 TILE = 4  # pixels of a start of tiles
 
 
@@ -118,7 +120,7 @@ class GradientMatching(Attack):
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
         """Reconstruct the released images of every batch of targets."""
         update, how = view.update, self.settings()
-        if not all(torch.isfinite(value).all() for value in update.values.values()):
+        if not all(value.sum(dtype=torch.float64).isfinite() for value in update.values.values()):
             raise NotApplicable("the update holds values that are not finite: lower the client's learning rate")
         net = view.model.build()
         prepare(net, update.bn_train)
@@ -127,17 +129,12 @@ class GradientMatching(Attack):
         batch = update.batch * update.clients
         for size, rows in _equal_batches(view.n_targets, batch):
             problem = self._problem(view, net, size, rows, like)
-            starts = [_start(problem, how, view, like, rng) for _ in range(how.restarts)]
-            known = features_of(net, problem.given, problem.labels, view.classes, like, update.label_smoothing)
-            errors = errors_of(net, problem.given, view.classes)
-            clean = known is not None and starts[0].logits is None  # nobody added noise, and labels stand
-            if how.told_errors and problem.single and clean and errors is not None:
-                problem = problem.knowing(errors)
-            aim = Aim(how, rng, known, _patch(net))
-            images, note = _solved(problem, starts, aim)
-            found.append(images.flatten(0, 1).clamp(0, 1))
-            notes.append(note)
-            objective.append(torch.stack([_distances(problem, x) for x in (starts[0].images, images)]))
+            exact = _algebra(problem, view.released_shape) if how.closed_form and problem.single else None
+            one = _matched(problem, how, view, like, rng, None) if exact is None else \
+                _completed(problem, how, view, like, rng, *exact)
+            found.append(one.images.flatten(0, 1).clamp(0, 1))
+            notes.append(one.note)
+            objective.append(one.objective)
         single = batch == 1
         notes.append("labels " + ("given" if "labels" in view.granted else how.labels))
         return Reconstruction(torch.cat(found), aligned=single, of="released", within=None if single else batch,
@@ -153,40 +150,64 @@ class GradientMatching(Attack):
                   else infer_labels(net, given, size, view.classes, like))
         part = update.batch if update.clients > 1 else None
         client = Client(size, part, update.local_steps, update.learning_rate, update.bn_train, update.label_smoothing)
-        problem = Problem(net, given, labels, client)
-        return replace(problem, taped=follows(problem, like[torch.arange(size) % len(like)]))
+        return Problem(net, given, labels, client, taped=False)
 
 
-def _solved(problem: Problem, starts: list[State], aim: Aim) -> tuple[Tensor, str]:
-    """Return images `[problems, size, c, h, w]`, and how they were found."""
-    exact = _algebra(problem, starts[0].images) if aim.settings.closed_form and problem.single else None
-    if exact is None:
-        return _matched(problem, starts, aim)
-    images, layer = exact
-    rest = torch.nonzero(_distances(problem, images) > EXPLAINED).flatten()
+@dataclass(frozen=True)
+class _Found:
+    """What was found of some updates.
+
+    Attributes:
+        images: `[problems, size, c, h, w]`.
+        objective: `[2, problems]`: what was left unexplained at the start and at the end.
+        note: how they were found.
+    """
+
+    images: Tensor
+    objective: Tensor
+    note: str
+
+
+def _completed(problem: Problem, how: Settings, view: View, like: Tensor, rng: torch.Generator, exact: Solved,
+               layer: str) -> _Found:
+    """Keep what algebra explains; start from the rest."""
+    rest = torch.nonzero(exact.residual > EXACT).flatten()
+    images, objective = exact.images[:, None], torch.stack([torch.ones_like(exact.residual), exact.residual])
     if len(rest) == 0:
-        return images, f"closed form ({layer})"
-    warm = State(images[rest], starts[0][rest].logits)
-    found, note = _matched(problem[rest], [warm, *(start[rest] for start in starts)], aim[rest])
-    note = f"closed form ({layer}) for {len(images) - len(rest)} of {len(images)}, others {note}"
-    return images.index_copy(0, rest, found), note
+        return _Found(images, objective, f"closed form ({layer})")
+    found = _matched(problem[rest], how, view, like, rng, images[rest])
+    note = f"closed form ({layer}) for {len(images) - len(rest)} of {len(images)}, others {found.note}"
+    return _Found(images.index_copy(0, rest, found.images), objective.index_copy(1, rest, found.objective), note)
 
 
-def _algebra(problem: Problem, like: Tensor) -> tuple[Tensor, str] | None:
-    """Solve for images `[problems, 1, c, h, w]` like others; say which layer's gradients told them."""
-    shape = (like.shape[2], like.shape[3], like.shape[4])
+def _algebra(problem: Problem, shape: Shape) -> tuple[Solved, str] | None:
+    """Solve for single images; say which layer's gradients told them."""
     for solve, layer in ((vit_inputs, "positions"), (linear_inputs, "first layer")):
         found = solve(problem.net, problem.given, shape)
         if found is not None:
-            return found[:, None], layer
+            return found, layer
     return None
 
 
-def _matched(problem: Problem, starts: list[State], aim: Aim) -> tuple[Tensor, str]:
-    found, how = search(problem, starts, aim), aim.settings
+def _matched(problem: Problem, how: Settings, view: View, like: Tensor, rng: torch.Generator,
+             warm: Tensor | None) -> _Found:
+    """Search for images, from starts drawn at random and one that is nearly right, if there is one."""
+    size = problem.labels.shape[1]
+    problem = replace(problem, taped=follows(problem, like[torch.arange(size) % len(like)]))
+    starts = [_start(problem, how, view, like, rng) for _ in range(how.restarts)]
+    if warm is not None:
+        starts.insert(0, State(warm, starts[0].logits))
+    known = features_of(problem.net, problem.given, problem.labels, view.classes, like, view.update.label_smoothing)
+    errors = errors_of(problem.net, problem.given, view.classes)
+    clean = known is not None and starts[0].logits is None  # nobody added noise, and labels stand
+    if how.told_errors and problem.single and clean and errors is not None:
+        problem = problem.knowing(errors)
+    found = search(problem, starts, Aim(how, rng, known, _patch(problem.net)))
+    objective = torch.stack([_distances(problem, images) for images in (starts[-1].images, found.images)])
     told = ", errors told" if problem.errors is not None else ""
-    return found.images, (f"{how.objective}{'+tv' if how.tv else ''}{told}, {how.steps} steps of {how.optimiser}, "
-                          f"{len(starts)} start(s), cosine distance {_distances(problem, found.images).mean():.2g}")
+    note = (f"{how.objective}{'+tv' if how.tv else ''}{told}, {how.steps} steps of {how.optimiser}, "
+            f"{len(starts)} start(s), cosine distance {objective[1].mean():.2g}")
+    return _Found(found.images, objective, note)
 
 
 def _distances(problem: Problem, images: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ppbench.attack import check_reconstruction
+from ppbench.attacks import gradient_matching
+from ppbench.attacks._algebra import residual
 from ppbench.attacks._closed_form import vit_inputs
 from ppbench.attacks._first_layer import linear_inputs
 from ppbench.attacks._gradient_settings import PRESETS
@@ -88,6 +90,12 @@ def test_labels_survive_predictions_that_vary_a_little(labels: list[int], seed: 
     seen = (logits.mean(0)).softmax(0)
     bias = logits.softmax(1).mean(0) - torch.bincount(torch.tensor(labels), minlength=6) / size
     assert labels_from_bias(bias[None], seen, size)[0].tolist() == sorted(labels)
+
+
+def test_a_residual_is_a_share_of_squares() -> None:
+    right = torch.tensor([[[3.0, 4.0]], [[0.0, 2.0]], [[0.0, 0.0]]], dtype=torch.float64)
+    left = torch.tensor([[[3.0, 4.0]], [[0.0, 1.0]], [[0.0, 0.0]]], dtype=torch.float64)
+    torch.testing.assert_close(residual(left, right), torch.tensor([0.0, 0.25, 0.0]))
 
 
 @given(st.integers(0, 2**30), st.floats(0, 5))
@@ -219,6 +227,17 @@ def test_without_a_closed_form_the_gradient_is_matched(recipe: Recipe, defense: 
     net = view.model.build()
     assert vit_inputs(net, view.update.values, SHAPE) is None
     assert "cosine+tv, errors told, 8 steps of adam" in run(QUICK, view).note
+
+
+@pytest.mark.parametrize("recipe", [VIT, MLP])
+def test_what_algebra_explains_is_told_by_its_own_equations(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing passes through the network again: a large one would take longer than the algebra."""
+    view, _ = attacked(recipe, targets=2, batch=1)
+    monkeypatch.setattr(gradient_matching, "follows", None)
+    found = run(QUICK, view)
+    assert found.objective.shape == (2, 2)
+    assert (found.objective[0] == 1).all()
+    assert found.objective[1].max() < 1e-9
 
 
 def test_a_noisy_gradient_is_no_closed_form() -> None:
