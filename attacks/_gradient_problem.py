@@ -2,8 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +114,7 @@ class Explained:
         square: `[problems]`, of their own.
         norm: `[problems]` or `[1]`, the given ones' square.
         features: `[problems, size, features]`, inputs of the last layer; None = unknown.
-        strayed: `[problems]`, distance of the features from running statistics; None = unknown.
+        strays: tells the distance of what passes from running statistics, `[problems]`; None = there are none.
         positions: `[problems]`, cosine distance of the position embeddings' gradients; None = there are none.
     """
 
@@ -120,7 +122,7 @@ class Explained:
     square: Tensor
     norm: Tensor
     features: Tensor | None = None
-    strayed: Tensor | None = None
+    strays: Callable[[], Tensor] | None = None
     positions: Tensor | None = None
 
     def cosine(self) -> Tensor:
@@ -170,21 +172,16 @@ class Taped(Explainer):
             images = images if images.requires_grad else images.detach().requires_grad_()
             logits = self.tape(images.flatten(0, 1), problems)
             product, square = self.tape.sums(self.loss(logits, goals, size))
-        return Explained(product, square, self.norm, self._features(problems), self._strayed(problems),
+        return Explained(product, square, self.norm, self._features(problems), self._strays(problems),
                          self._positions())
 
     def _features(self, problems: int) -> Tensor | None:
         last = [note.inputs for note in self.tape.notes if isinstance(note.twin, Linear)][-1:]
         return last[0].unflatten(0, (problems, -1)).to(self.dtype) if last and last[0].ndim == 2 else None
 
-    def _strayed(self, problems: int) -> Tensor | None:
-        found = []
-        for note in self.tape.notes:
-            if isinstance(note.twin, Still):
-                grouped = note.inputs.to(self.dtype).unflatten(0, (problems, -1))
-                variance, mean = torch.var_mean(grouped, (1, 3, 4), correction=0)
-                found.append((mean - note.twin.mean).norm(dim=1) + (variance - note.twin.variance).norm(dim=1))
-        return torch.stack([FIRST * found[0], *found[1:]]).sum(0) if found else None
+    def _strays(self, problems: int) -> Callable[[], Tensor] | None:
+        passed = [(note.twin, note.inputs) for note in self.tape.notes if isinstance(note.twin, Still)]
+        return partial(_strayed, passed, problems, self.dtype) if passed else None
 
     def _positions(self) -> Tensor | None:
         sums = [(self.tape.told[note.twin], note.twin.given["pos_embed"]) for note in self.tape.notes
@@ -237,6 +234,15 @@ class Unrolled(Explainer):
             total = {name: value + slopes[name] / steps for name, value in total.items()}
             now = {name: value - rate * slopes[name] for name, value in now.items()}
         return total
+
+
+def _strayed(passed: list[tuple[Still, Tensor]], problems: int, dtype: torch.dtype) -> Tensor:
+    found = []
+    for layer, inputs in passed:
+        grouped = inputs.to(dtype).unflatten(0, (problems, -1))
+        variance, mean = torch.var_mean(grouped, (1, 3, 4), correction=0)
+        found.append((mean - layer.mean).norm(dim=1) + (variance - layer.variance).norm(dim=1))
+    return torch.stack([FIRST * found[0], *found[1:]]).sum(0)
 
 
 def follows(problem: Problem, images: Tensor) -> bool:

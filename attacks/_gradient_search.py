@@ -65,8 +65,8 @@ class Aim:
             found = found + how.norm * terms.from_grey(images)
         if how.seams and self.patch is not None:
             found = found + how.seams * terms.seams(images, self.patch)
-        if how.statistics and explained.strayed is not None:
-            found = found + how.statistics * explained.strayed
+        if how.statistics and explained.strays is not None:
+            found = found + how.statistics * explained.strays()
         if how.features and explained.features is not None and self.known is not None:
             found = found + how.features * rate * self.known.apart(explained.features)
         if how.positions and explained.positions is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function
+from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
@@ -98,24 +98,43 @@ class _Back(Function):
 
 
 class _Written(Function):
-    """The gradients of a convolution's weights, one for each group of consecutive images."""
+    """The gradients of a convolution's weights, `[groups, O, kh, kw, C]`, one for each group of consecutive images."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, grads: Tensor, groups: int, shape: torch.Size, how: Geometry) -> Tensor:
         ctx.groups, ctx.how = groups, how
         ctx.save_for_backward(inputs, grads)
         pairs = zip(inputs.chunk(groups), grads.chunk(groups), strict=True)
-        return torch.stack([conv2d_weight(a, shape, d, how.stride, how.padding, how.dilation)
+        return torch.stack([conv2d_weight(a, shape, d, how.stride, how.padding, how.dilation).permute(0, 2, 3, 1)
                             for a, d in pairs])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         inputs, outputs = ctx.saved_tensors
-        kernels = [Kernel(weight.contiguous(memory_format=torch.channels_last), ctx.how) for weight in grads[0]]
+        kernels = [Kernel(weight.permute(0, 3, 1, 2), ctx.how) for weight in grads[0]]  # channels last as they are
         some, others = inputs.chunk(ctx.groups), outputs.chunk(ctx.groups)
         to_inputs = (torch.cat([k.back(d, a.shape) for k, a, d in zip(kernels, some, others, strict=True)])
                      if ctx.needs_input_grad[0] else None)
         return to_inputs, torch.cat([k.forward(a) for k, a in zip(kernels, some, strict=True)]), None, None, None
+
+
+class _Compared(Function):
+    """Products of `[problems, n]` with given `[problems, n]` or `[1, n]`, and own squares, at single precision."""
+
+    @staticmethod
+    def forward(ctx: Any, made: Tensor, given: Tensor) -> Sums:
+        ctx.save_for_backward(made, given)
+        least = torch.promote_types(made.dtype, torch.float32)
+        rows, others = made.to(least)[:, None], given.to(least)[:, :, None]
+        product = rows[:, 0] @ others[0, :, 0] if len(given) == 1 else torch.bmm(rows, others).flatten()
+        return product, torch.bmm(rows, rows.mT).flatten()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        made, given = ctx.saved_tensors
+        by_product, by_square = (one[:, None] for one in grads)  # both terms nearly cancel: rounded after the sum
+        return (by_product * given).addcmul_(made, 2 * by_square).to(made.dtype), None
 
 
 def convolution_sums(inputs: Tensor, grads: Tensor, given: Tensor, kernel: Kernel, problems: int) -> Sums:
@@ -132,7 +151,7 @@ def convolution_sums(inputs: Tensor, grads: Tensor, given: Tensor, kernel: Kerne
     positions = len(grads) // problems * grads[0, 0].numel()
     if positions * (size + outputs) > DENSE * size * outputs:
         made: Tensor = _Written.apply(inputs, grads, problems, given.shape[1:], how)
-        return written_sums(made, given)
+        return written_sums(made, given.permute(0, 1, 3, 4, 2))
     patches = F.unfold(inputs, given.shape[3:], how.dilation, how.padding, how.stride)
     patches, flat = (x.mT.reshape(problems, positions, -1) for x in (patches, grads.flatten(2)))
     if len(given) > 1:
@@ -158,7 +177,8 @@ def linear_sums(inputs: Tensor, grads: Tensor, given: Tensor) -> Sums:
 
 def written_sums(made: Tensor, given: Tensor) -> Sums:
     """Compare gradients `[problems, ...]` with given ones `[problems, ...]` or `[1, ...]`."""
-    return inner(made, given), inner(made, made)
+    found: Sums = _Compared.apply(made.flatten(1), given.flatten(1).detach())
+    return found
 
 
 def added(*sums: Sums) -> Sums:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock, ResNet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -110,6 +111,21 @@ def cifar_resnet(num_classes: int = 10, in_chans: int = 3, depth: int = 20,
     if not min(std) > 0:
         raise ValueError(f"std is {list(std)}; it must be above 0")
     return CifarResNet(num_classes, (depth - 2) // 6, _fit(mean, in_chans), _fit(std, in_chans))
+
+
+def small_resnet18(num_classes: int, in_chans: int = 3) -> nn.Module:
+    """Build ResNet-18 for small images: torchvision's, but that its first convolution is 3 x 3 and keeps the side.
+
+    The maximum over neighbours after it is left out.
+
+    Args:
+        num_classes: number of logits.
+        in_chans: channels of an image.
+    """
+    net: nn.Module = ResNet(BasicBlock, [2, 2, 2, 2], num_classes)
+    net.conv1 = nn.Conv2d(in_chans, 64, 3, padding=1, bias=False)
+    net.maxpool = nn.Identity()
+    return net
 
 
 def _fit(values: Sequence[float], channels: int) -> list[float]:

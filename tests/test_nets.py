@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ppbench.errors import UserError
 from ppbench.model import Model, for_images
-from ppbench.nets import cifar_resnet, convnet
+from ppbench.nets import cifar_resnet, convnet, small_resnet18
 from ppbench.seeding import generator, seeded, threads
 
 REAL = Path(os.environ.get("PPBENCH_DATA", Path(__file__).parents[1] / "../shared"))
@@ -122,3 +122,12 @@ def cifar_test() -> tuple[Tensor, Tensor]:
     images = atlas.reshape(rows, 32, 100, 32, 3).permute(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32)
     labels = torch.from_numpy(np.load(folder / "cifar10_labels.npz")["test"]).long()
     return images.float() / 255, labels
+
+
+def test_resnet18_of_small_images_keeps_the_side_where_torchvision_halves_it_twice() -> None:
+    net = small_resnet18(7, in_chans=1).eval()
+    shapes: list[tuple[int, ...]] = []
+    for name in ("layer1", "layer4"):
+        net.get_submodule(name).register_forward_hook(lambda _, __, found: shapes.append(tuple(found.shape)))
+    assert net(torch.rand(2, 1, 32, 32)).shape == (2, 7)
+    assert shapes == [(2, 64, 32, 32), (2, 512, 4, 4)]

@@ -103,8 +103,8 @@ def test_features_and_statistics_are_those_of_the_network() -> None:
                    + (x.var((0, 2, 3), correction=0) - norm.running_var).norm())
         expected += float(strayed) * (10 if number == 0 else 1)
     explained = problem.explainer()(batches(Client(2)), problem.labels)
-    assert explained.strayed is not None
-    assert explained.strayed[1].item() == pytest.approx(expected, rel=1e-4)
+    assert explained.strays is not None
+    assert explained.strays()[1].item() == pytest.approx(expected, rel=1e-4)
     assert explained.features is not None
     assert explained.features.shape == (3, 2, 64)
 
