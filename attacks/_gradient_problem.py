@@ -55,6 +55,8 @@ class Problem:
         labels: `[problems, size]` int64.
         client: how they were made.
         taped: whether a tape follows the network (`follows`).
+        imitated: takes gradients of candidates and what was sent to what a defense would leave of the former; None =
+            all of it.
         errors: `[problems, size, classes]`, derivatives of the clients' loss by the logits, where these are told; None
             = they follow from images and labels.
     """
@@ -64,6 +66,7 @@ class Problem:
     labels: Tensor
     client: Client
     taped: bool = True
+    imitated: Callable[[Tensors, Tensors], Tensors] | None = None
     errors: Tensor | None = None
 
     def __len__(self) -> int:
@@ -207,6 +210,8 @@ class Unrolled(Explainer):
                 self.own, images, self.problem.errors.to(self.dtype))
         else:
             made = vmap(self._sent, randomness="different")(images, goals)
+        if self.problem.imitated is not None:
+            made = self.problem.imitated(made, self.given)
         return Explained(*added(*(written_sums(made[name], value) for name, value in self.given.items())), self.norm)
 
     def _linear(self, own: Tensors, images: Tensor, errors: Tensor) -> Tensor:
@@ -254,7 +259,7 @@ def follows(problem: Problem, images: Tensor) -> bool:
     """
     client = problem.client
     alike = client.part is None or (client.size % client.part == 0 and not client.bn_train)
-    if client.local_steps > 1 or not alike:
+    if client.local_steps > 1 or not alike or problem.imitated is not None:
         return False
     first = problem[torch.tensor([0])]
     try:

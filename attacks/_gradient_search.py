@@ -42,6 +42,7 @@ class Aim:
         settings: weights.
         known: inputs of the last layer as its gradients tell them; None = unknown.
         patch: side of a vision transformer's patches; None = there are none.
+        lossy: a defense took part of the gradients away.
         rng: draws noise.
     """
 
@@ -49,6 +50,7 @@ class Aim:
     rng: torch.Generator
     known: Features | None = None
     patch: int | None = None
+    lossy: bool = False
 
     def __getitem__(self, rows: Tensor) -> "Aim":
         return replace(self, known=self.known[rows]) if self.known is not None else self
@@ -61,6 +63,8 @@ class Aim:
             variation = terms.opponent_variation if how.opponents else terms.total_variation
             weighed = how.tv * (how.tv_end + (1 - how.tv_end) * rate) * variation(images)
             found = found * (1 + weighed) if how.relative else found + weighed
+        if how.lossy_tv and self.lossy:
+            found = found + how.lossy_tv * terms.total_variation(images)
         if how.norm:
             found = found + how.norm * terms.from_grey(images)
         if how.seams and self.patch is not None:

@@ -35,6 +35,8 @@ class Settings:
         tv_end: share of it that is left at the last step; it falls with the learning rate.
         relative: the total variation weighs in proportion to what is left between the gradients: it is strong where
             little is explained, and gives way as more is.
+        lossy_tv: weight of the total variation, beside the other, where a defense took part of the gradients away: many
+            images explain what is left.
         opponents: the total variation counts differences between the colour channels, too (double opponents), and is
             isotropic.
         seams: weight of the differences across the seams of patches (Hatamizadeh et al. 2022).
@@ -66,6 +68,7 @@ class Settings:
     tv: float = 0.0
     tv_end: float = 1.0
     relative: bool = False
+    lossy_tv: float = 0.0
     opponents: bool = False
     seams: float = 0.0
     norm: float = 0.0
@@ -85,7 +88,7 @@ class Settings:
 # as large in pixels, one of the mean square sixteen times.
 PRESETS: dict[Preset, Settings] = {
     # ours: closed forms, then what the cosine and the last layer say
-    "ppbench": Settings(tv=1.0, relative=True, features=0.1, told_errors=True),
+    "ppbench": Settings(tv=1.0, relative=True, lossy_tv=0.003, features=0.1, told_errors=True),
     # Zhu et al. 2019, "Deep leakage from gradients" (arXiv 1906.08935)
     "dlg": Settings("euclidean", "l-bfgs", 1200, boxed=False, init="noise", labels="optimised", closed_form=False),
     # Zhao et al. 2020, "iDLG" (arXiv 2001.02610)

@@ -5,6 +5,7 @@ how easy is it to break privacy in federated learning?" (arXiv 2003.14053); `_gr
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import get_args
 
@@ -33,12 +34,15 @@ from ppbench.attacks._gradient_settings import (
 from ppbench.attacks._labels import errors_of, infer_labels
 from ppbench.attacks._released import like_released
 from ppbench.bounds import above_zero, at_least, between
+from ppbench.codec import Tensors
 from ppbench.data import Shape
+from ppbench.defense import Defense, UpdateDefense
 from ppbench.errors import NotApplicable
 from ppbench.updates import prepare
 from ppbench.view import View
 
 EXACT = 1e-9  # share of a closed form's equations (squares) that may be left: then nothing needs optimisation
+Imitation = Callable[[Tensors, Tensors], Tensors]
 TILE = 4  # pixels of a start of tiles
 
 
@@ -65,6 +69,7 @@ class GradientMatching(Attack):
         labels: `inferred` in closed form, or `optimised`; where the threat model grants them, neither.
         boxed: pixels stay in [0, 1] while Adam runs.
         tv: weight of the total variation.
+        lossy_tv: weight of the total variation, beside, where the defense takes part of the gradients away.
         relative: the total variation weighs in proportion to what is left between the gradients.
         statistics: weight of the distance from the running statistics of batch normalisation.
         features: weight of the distance from the last layer's inputs, as its gradients tell them.
@@ -91,6 +96,7 @@ class GradientMatching(Attack):
     labels: Labels | None = None
     boxed: bool | None = None
     tv: float | None = None
+    lossy_tv: float | None = None
     relative: bool | None = None
     statistics: float | None = None
     features: float | None = None
@@ -109,7 +115,7 @@ class GradientMatching(Attack):
         how = self.settings()
         between(how, 1, MOST_STEPS, "steps")
         at_least(how, 1, "restarts")
-        at_least(how, 0, "tv", "statistics", "features", "group")
+        at_least(how, 0, "tv", "lossy_tv", "statistics", "features", "group")
         above_zero(how, "learning_rate", "cull")
 
     def settings(self) -> Settings:
@@ -150,7 +156,7 @@ class GradientMatching(Attack):
                   else infer_labels(net, given, size, view.classes, like))
         part = update.batch if update.clients > 1 else None
         client = Client(size, part, update.local_steps, update.learning_rate, update.bn_train, update.label_smoothing)
-        return Problem(net, given, labels, client, taped=False)
+        return Problem(net, given, labels, client, taped=False, imitated=_imitation(view.algorithm.defense))
 
 
 @dataclass(frozen=True)
@@ -197,17 +203,26 @@ def _matched(problem: Problem, how: Settings, view: View, like: Tensor, rng: tor
     starts = [_start(problem, how, view, like, rng) for _ in range(how.restarts)]
     if warm is not None:
         starts.insert(0, State(warm, starts[0].logits))
-    known = features_of(problem.net, problem.given, problem.labels, view.classes, like, view.update.label_smoothing)
+    lossy = problem.imitated is not None
+    known = None if lossy else \
+        features_of(problem.net, problem.given, problem.labels, view.classes, like, view.update.label_smoothing)
     errors = errors_of(problem.net, problem.given, view.classes)
     clean = known is not None and starts[0].logits is None  # nobody added noise, and labels stand
     if how.told_errors and problem.single and clean and errors is not None:
         problem = problem.knowing(errors)
-    found = search(problem, starts, Aim(how, rng, known, _patch(problem.net)))
+    found = search(problem, starts, Aim(how, rng, known, _patch(problem.net), lossy))
     objective = torch.stack([_distances(problem, images) for images in (starts[-1].images, found.images)])
-    told = ", errors told" if problem.errors is not None else ""
+    told = (", errors told" if problem.errors is not None else "") + (", through the defense" if lossy else "")
     note = (f"{how.objective}{'+tv' if how.tv else ''}{told}, {how.steps} steps of {how.optimiser}, "
             f"{len(starts)} start(s), cosine distance {objective[1].mean():.2g}")
     return _Found(found.images, objective, note)
+
+
+def _imitation(defense: Defense) -> Imitation | None:
+    """Return what a defense leaves of gradients, where this is not all."""
+    if not isinstance(defense, UpdateDefense) or type(defense).imitate is UpdateDefense.imitate:
+        return None
+    return defense.imitate
 
 
 def _distances(problem: Problem, images: Tensor) -> Tensor:

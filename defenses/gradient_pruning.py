@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppbench.bounds import between
+from ppbench.codec import Tensors
 from ppbench.defense import UpdateDefense
 from ppbench.model import Update
 
@@ -30,6 +31,10 @@ class GradientPruning(UpdateDefense):
     def protect_update(self, update: Update, rng: torch.Generator) -> Update:
         """Prune each update, parameter by parameter; of each at least one value is sent."""
         return replace(update, values={name: self._pruned(value) for name, value in update.values.items()})
+
+    def imitate(self, made: Tensors, sent: Tensors) -> Tensors:
+        """Leave the values that were sent."""
+        return {name: value * (sent[name] != 0) for name, value in made.items()}
 
     def _pruned(self, value: Tensor) -> Tensor:
         flat = value.flatten(1)

@@ -216,6 +216,22 @@ class UpdateDefense(PerImageDefense):
     def protect_update(self, update: Update, rng: torch.Generator) -> Update:
         """Return the update that the client sends in place of its own."""
 
+    def imitate(self, made: Tensors, sent: Tensors) -> Tensors:
+        """Imitate `protect_update` by something differentiable, for an adversary who knows the defense.
+
+        A defense that loses much of an update without hiding what is lost (all but the signs, all but the largest
+        values) is matched by what it leaves of a candidate's gradient; matched by the whole of it, it would look
+        safer than it is.
+
+        Args:
+            made: parameter name -> `[N, *parameter shape]`, gradients of candidates.
+            sent: likewise, what clients sent, up to a factor; `[1, ...]` = the same for all candidates.
+
+        Returns:
+            As `made`; by default `made` itself.
+        """
+        return made
+
 
 def draw_keys(defense: Defense, scope: KeyScope | None, count: int, shape: Shape,
               rng: torch.Generator, clients: int = 1, owner: Tensor | None = None) -> Keys | None:

@@ -141,7 +141,7 @@ class Flow:
         Raises:
             StageFailed: `bad-input` where they do not fit.
         """
-        inputs = {"weights": await self._weights(cell.victim)} if cell.victim.weights else {}
+        inputs = {"weights": await self._weights(cell.victim)} if cell.victim.given else {}
         params = {**self._deployed(cell.defense), "recipe": cell.victim.architecture(), "shape": shape,
                   "classes": classes}
         return await self.make(Step("fits", "fits", inputs, params, 0, self._built(cell, cell.defense)))
@@ -211,7 +211,7 @@ class Flow:
     async def _start(self, cell: Cell, keys: Artefact, deployed: dict[str, Any], code: tuple[str, ...]) -> Step:
         inputs = {"split": await self.split(cell.dataset, cell.seed), "keys": keys}
         recipe = cell.victim.architecture()
-        if cell.victim.weights:
+        if cell.victim.given:
             inputs["weights"] = await self._weights(cell.victim)
         return Step("start", "start", inputs, {**deployed, "recipe": recipe}, derive_seed(cell.seed, "start", recipe),
                     code)

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+PRETRAINED, RANDOM = "pretrained", "random"  # weights that no file holds
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -17,7 +19,8 @@ class Recipe:
         model: `timm:NAME`, `torchvision:NAME` or `package.module:function`.
         kwargs: the factory's keyword arguments; image size, channels and classes are filled in.
         weights: file of weights to start from (safetensors, or a state_dict that loads with `weights_only=True`);
-            "pretrained" = those that timm or torchvision publish; "" = fresh ones.
+            "pretrained" = those that timm or torchvision publish; "random" = fresh ones that are published, as a
+            federation's server hands them out; "" = fresh ones that nobody else knows.
         epochs: passes over the images.
         steps: instead of epochs, about so many optimiser steps, in whole epochs: the same budget for few images and
             for many; 0 = by epochs.
@@ -108,6 +111,11 @@ class Recipe:
     def renews(self) -> bool:
         """Say whether clients protect their images anew in every epoch."""
         return self.protect_anew or self.augment != "none"
+
+    @property
+    def given(self) -> bool:
+        """Say whether the starting weights are somebody's, not drawn."""
+        return self.weights not in ("", RANDOM)
 
     def architecture(self) -> dict[str, Any]:
         """Return what the starting weights are a function of."""

@@ -14,14 +14,13 @@ from ppbench.files import resolved
 from ppbench.perceptual import find_trunk
 from ppbench.plan import CLIENTS, AttackPlan, Cell, DatasetPlan, DefensePlan, Plan, label
 from ppbench.plugins import build, configure, is_file, suggest
-from ppbench.recipe import Recipe
+from ppbench.recipe import PRETRAINED, RANDOM, Recipe
 from ppbench.sources import code_digest, versions
 from ppbench.suite import AttackTable, DatasetTable, DefenseTable, ScoreTable, Suite
 from ppbench.tables import content_digest, find_plugin, named_by_content
 from ppbench.threat import NAMED, ThreatModel, derived
 
 FRAME = "ppbench.stages"
-PRETRAINED = "pretrained"
 
 
 def make_plan(suite: Suite, folder: Path, device: str = "cpu") -> Plan:
@@ -86,7 +85,7 @@ def _check_cell(cell: Cell, targets: int) -> None:
 def _victim(table: dict[str, Any], folder: Path, weights: dict[str, Path]) -> Recipe:
     """Resolve a victim's table; note where its weights lie in `weights`."""
     recipe: Recipe = configure(Recipe, "victim", table)
-    if recipe.weights not in ("", PRETRAINED):
+    if recipe.weights not in ("", PRETRAINED, RANDOM):
         path = resolved(folder, recipe.weights)
         recipe = replace(recipe, weights=named_by_content(path, "victim: weights"))
         weights[recipe.weights] = path

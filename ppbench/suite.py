@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ppbench.errors import UserError
 from ppbench.plugins import suggest
@@ -73,6 +73,16 @@ class AttackTable(PlugInTable):
     then: ThenTable | None = None
     threats: list[str] | None = Field(None, min_length=1)
     """Names of threat models; default: the attack's own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chain(cls, table: Any) -> Any:
+        """Take `use = "OUTER+INNER"` apart; the table's parameters are the outer one's."""
+        chain = parse_chain(table["use"]) if isinstance(table, dict) and "+" in str(table.get("use")) else []
+        if len(chain) != 2 or "then" in table or any(params for _, params in chain):
+            return table
+        (outer, _), (inner, _) = chain
+        return {**table, "use": outer, "then": {"use": inner}}
 
 
 class ThreatTable(Table):

@@ -240,6 +240,18 @@ def test_what_algebra_explains_is_told_by_its_own_equations(recipe: Recipe, monk
     assert found.objective[1].max() < 1e-9
 
 
+@pytest.mark.parametrize(("defense", "params", "gain"), [("gradient-pruning", {"share": 0.95}, 2.0),
+                                                          ("gradient-sign", {}, 1.0)])
+def test_an_update_is_matched_through_its_defense(defense: str, params: dict[str, Any], gain: float) -> None:
+    view, true = attacked(defense=defense, targets=2, batch=1, **params)
+    blinkered = View(replace(view.sealed, algorithm=Algorithm(Ref("defenses", "gradient-noise"), None, 0)))
+    attack = GradientMatching(steps=120)
+    through, plain = run(attack, view), run(attack, blinkered)
+    assert "through the defense" in through.note
+    assert "through the defense" not in plain.note
+    assert decibels(through.images, true).mean() > decibels(plain.images, true).mean() + gain
+
+
 def test_a_noisy_gradient_is_no_closed_form() -> None:
     view, _ = attacked(VIT, targets=2, batch=1, spoilt=0.05)
     assert "closed form (positions) for 0 of 2" in run(QUICK, view).note

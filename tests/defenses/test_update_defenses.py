@@ -94,6 +94,26 @@ def test_signs_by_hand() -> None:
     assert sent.values["weight"].tolist() == [[-2, 2, 0, 2], [4, 4, -4, 4]]
 
 
+def test_signs_are_imitated_by_slopes_that_end_at_the_mean_magnitude() -> None:
+    made = {"weight": torch.tensor([[-400.0, 1.0, 1.0, 400.0], [0.0, 0.0, 0.0, 0.0]])}
+    found = GradientSign().imitate(made, made)["weight"]
+    torch.testing.assert_close(found[0, [0, 3]], 200.5 * torch.tensor([-1.0, 1.0]) * math.tanh(400 / 401))
+    assert found[0, 1].item() == pytest.approx(0.5, rel=1e-3)  # within the soft range: half a value, for a range of 2
+    assert found[1].tolist() == [0, 0, 0, 0]
+
+
+def test_what_was_pruned_is_left_out_of_candidates() -> None:
+    sent = {"weight": torch.tensor([[0.0, 2.0, 0.0, -5.0]])}
+    made = {"weight": torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])}
+    assert GradientPruning().imitate(made, sent)["weight"].tolist() == [[0, 2, 0, 4], [0, 6, 0, 8]]
+
+
+@pytest.mark.parametrize("defense", [GradientNoise(), SecureAggregation()])
+def test_the_others_leave_candidates_as_they_are(defense: UpdateDefense) -> None:
+    made = {"weight": torch.tensor([[1.0, 2.0]])}
+    assert defense.imitate(made, made) is made
+
+
 def test_aggregates_are_means_of_consecutive_clients() -> None:
     before = update(rows=5)
     sent = SecureAggregation(2).protect_update(before, generator(0))
