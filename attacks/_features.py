@@ -37,8 +37,9 @@ class Features:
 
     def apart(self, inputs: Tensor) -> Tensor:
         """Return the squared distances `[problems]` of inputs `[problems, size, features]`, relative to the values."""
-        distance = (self.shared @ inputs - self.values).square().flatten(1).sum(1)
-        return distance / self.values.square().flatten(1).sum(1).clamp(min=TINY)
+        shared, values = self.shared.to(inputs.dtype), self.values.to(inputs.dtype)
+        distance = (shared @ inputs - values).square().flatten(1).sum(1)
+        return distance / values.square().flatten(1).sum(1).clamp(min=TINY)
 
 
 def features_of(net: nn.Module, grads: Tensors, labels: Tensor, classes: int, like: Tensor,
@@ -64,7 +65,7 @@ def features_of(net: nn.Module, grads: Tensors, labels: Tensor, classes: int, li
     size = labels.shape[1]
     true = (1 - smoothing) * nn.functional.one_hot(labels, classes).double()  # beside what all classes share
     factors = (bias.double()[:, None] + true.mean(1, keepdim=True) - true) / size
-    error = math.sqrt(_spread(net, like) / size) if size > 1 else 0.0
+    error = math.sqrt(spread(net, like) / size) if size > 1 else 0.0
     weight, system = weight.double(), factors.mT
     solution = torch.linalg.pinv(system, atol=torch.tensor(CLEAR * error).double(), rtol=1e-9)
     values = solution @ weight
@@ -73,6 +74,6 @@ def features_of(net: nn.Module, grads: Tensors, labels: Tensor, classes: int, li
 
 
 @torch.no_grad()
-def _spread(net: nn.Module, images: Tensor) -> float:
+def spread(net: nn.Module, images: Tensor) -> float:
     """Return the mean squared distance of the probabilities from their mean."""
     return float(net(images).softmax(1).var(0, correction=0).sum())

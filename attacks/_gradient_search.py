@@ -11,12 +11,14 @@ from ppbench.attacks._features import Features
 from ppbench.attacks._gradient_problem import Explained, Explainer, Problem
 from ppbench.attacks._gradient_settings import Settings
 from ppbench.attacks._lbfgs import minimise
+from ppbench.attacks._spectrum import Spectrum
 from ppbench.partial import partial
 
 IMAGES_AT_ONCE = 64  # in a pass: bounds the memory
 WEIGHTS_AT_ONCE = 2**24  # given gradients' values that are compared in a pass, beside one problem
 EXACT = 0.2  # share of the steps, the last ones, that are never taken in bfloat16
 FALLS, MILESTONES = 0.1, (3 / 8, 5 / 8, 7 / 8)
+WIDER = 3.0  # steps in a spectrum, of so many learning rates times the deviation of a coefficient
 REACH = 8  # a restart's image may be shifted by one part in so many of its side
 ENOUGH = 1e-14  # value of the objective below which L-BFGS stops
 
@@ -43,6 +45,8 @@ class Aim:
         known: inputs of the last layer as its gradients tell them; None = unknown.
         patch: side of a vision transformer's patches; None = there are none.
         lossy: a defense took part of the gradients away.
+        spectrum: of images like those that are sought: steps are taken in its coefficients, by how these vary at the
+            start, all alike at the end; None = in pixels.
         rng: draws noise.
     """
 
@@ -51,6 +55,7 @@ class Aim:
     known: Features | None = None
     patch: int | None = None
     lossy: bool = False
+    spectrum: Spectrum | None = None
 
     def __getitem__(self, rows: Tensor) -> "Aim":
         return replace(self, known=self.known[rows]) if self.known is not None else self
@@ -136,7 +141,8 @@ def _by_adam(problem: Problem, state: State, aim: Aim, first: int, last: int) ->
     exact = problem.explainer()
     fast = problem.explainer(torch.bfloat16) if how.fast and problem.taped else exact
     state = State(state.images.clone(), None if state.logits is None else state.logits.clone())
-    variables = [state.images] if state.logits is None else [state.images, state.logits]
+    spectrum, moves = aim.spectrum, torch.zeros_like(state.images)
+    variables = [state.images if spectrum is None else moves, *([] if state.logits is None else [state.logits])]
     optimiser = torch.optim.Adam([{"params": [one]} for one in variables])
     best = Found(state.images.clone(), torch.full((len(problem),), math.inf))
     for step in range(first, last + 1):
@@ -148,11 +154,17 @@ def _by_adam(problem: Problem, state: State, aim: Aim, first: int, last: int) ->
         if step == last:
             break
         rate *= how.learning_rate
+        if spectrum is not None:
+            sizes = WIDER * spectrum.scales(1 - step / how.steps)
+            slopes[0] = spectrum.coefficients(slopes[0]) * sizes
         slopes[0] = signed(slopes[0] + how.noise * rate * torch.randn(slopes[0].shape, generator=aim.rng)
                             if how.noise else slopes[0], step, how)
         for group, one, slope in zip(optimiser.param_groups, variables, slopes, strict=True):
             group["lr"], one.grad = rate, slope
         optimiser.step()
+        if spectrum is not None:
+            state.images += spectrum.images(moves * sizes)
+            moves.zero_()
         if how.boxed:
             state.images.clamp_(0, 1)
         partial().report(step + 1, how.steps, "steps")

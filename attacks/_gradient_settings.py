@@ -13,6 +13,7 @@ Sign = Literal["none", "soft", "hard"]
 Schedule = Literal["constant", "steps", "cosine"]
 Init = Literal["grey", "noise", "tiles", "public"]
 Labels = Literal["inferred", "optimised"]
+Where = Literal["never", "trained", "always"]
 Preset = Literal["ppbench", "dlg", "idlg", "inverting-gradients", "modern", "see-through", "gradvit", "april"]
 
 
@@ -30,6 +31,8 @@ class Settings:
         warm_up: steps over which the learning rate rises.
         boxed: pixels stay in [0, 1].
         init: starts: grey or the mean of protected public images with slight noise, noise, or tiles of noise.
+        spectrum: Adam steps in the spectrum of protected public images, from their mean (`_spectrum`): of `trained`
+            networks, which tell public images apart; `always` or `never`.
         labels: in closed form from the last layer, or optimised with the images.
         tv: weight of the total variation, a mean over pixels.
         tv_end: share of it that is left at the last step; it falls with the learning rate.
@@ -64,6 +67,7 @@ class Settings:
     warm_up: int = 0
     boxed: bool = True
     init: Init = "grey"
+    spectrum: Where = "never"
     labels: Labels = "inferred"
     tv: float = 0.0
     tv_end: float = 1.0
@@ -88,7 +92,7 @@ class Settings:
 # as large in pixels, one of the mean square sixteen times.
 PRESETS: dict[Preset, Settings] = {
     # ours: closed forms, then what the cosine and the last layer say
-    "ppbench": Settings(tv=1.0, relative=True, lossy_tv=0.003, features=0.1, told_errors=True),
+    "ppbench": Settings(spectrum="trained", tv=1.0, relative=True, lossy_tv=0.003, features=0.1, told_errors=True),
     # Zhu et al. 2019, "Deep leakage from gradients" (arXiv 1906.08935)
     "dlg": Settings("euclidean", "l-bfgs", 1200, boxed=False, init="noise", labels="optimised", closed_form=False),
     # Zhao et al. 2020, "iDLG" (arXiv 2001.02610)

@@ -34,8 +34,10 @@ def infer_labels(net: nn.Module, grads: Tensors, size: int, classes: int, like: 
     if bias is not None and size == 1:
         return labels_from_bias(bias, bias.new_full((classes,), 1 / classes), 1)  # whatever is predicted
     probabilities, features = _mean_response(net, net.get_submodule(name), like)
-    if bias is None:
-        bias = grads[f"{name}.weight"] @ features / features.square().sum()
+    if bias is None or (bias == 0).any():  # there is none, or a defense left parts of it out
+        weight = grads[f"{name}.weight"]
+        heard = (weight != 0) * features.square()
+        bias = weight @ features / heard.sum(2).clamp(min=1e-30)
     return labels_from_bias(bias, probabilities, size)
 
 

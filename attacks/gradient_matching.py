@@ -16,7 +16,7 @@ from ppbench.attack import Attack, Priors, Reconstruction
 from ppbench.attacks._algebra import Solved
 from ppbench.attacks._closed_form import vit_inputs
 from ppbench.attacks._descent import MOST_STEPS
-from ppbench.attacks._features import features_of
+from ppbench.attacks._features import features_of, spread
 from ppbench.attacks._first_layer import linear_inputs
 from ppbench.attacks._gradient_problem import Client, Problem, follows
 from ppbench.attacks._gradient_search import Aim, State, at_once, search
@@ -30,9 +30,11 @@ from ppbench.attacks._gradient_settings import (
     Schedule,
     Settings,
     Sign,
+    Where,
 )
 from ppbench.attacks._labels import errors_of, infer_labels
 from ppbench.attacks._released import like_released
+from ppbench.attacks._spectrum import spectrum_of
 from ppbench.bounds import above_zero, at_least, between
 from ppbench.codec import Tensors
 from ppbench.data import Shape
@@ -43,6 +45,7 @@ from ppbench.view import View
 
 EXACT = 1e-9  # share of a closed form's equations (squares) that may be left: then nothing needs optimisation
 Imitation = Callable[[Tensors, Tensors], Tensors]
+TRAINED = 0.05  # spread of the probabilities over public images, above which a network tells them apart
 TILE = 4  # pixels of a start of tiles
 
 
@@ -66,6 +69,7 @@ class GradientMatching(Attack):
         sign: of the gradient that Adam is given: `hard`, `soft` or `none`.
         schedule: of the learning rate: `constant`, `steps` or `cosine`.
         init: starts: `grey` or the mean of protected `public` images with slight noise, `noise`, `tiles` of noise.
+        spectrum: whether Adam steps in the spectrum of public images: of `trained` networks, `always` or `never`.
         labels: `inferred` in closed form, or `optimised`; where the threat model grants them, neither.
         boxed: pixels stay in [0, 1] while Adam runs.
         tv: weight of the total variation.
@@ -93,6 +97,7 @@ class GradientMatching(Attack):
     sign: Sign | None = None
     schedule: Schedule | None = None
     init: Init | None = None
+    spectrum: Where | None = None
     labels: Labels | None = None
     boxed: bool | None = None
     tv: float | None = None
@@ -107,7 +112,7 @@ class GradientMatching(Attack):
 
     def __post_init__(self) -> None:
         choices = {"preset": Preset, "objective": Objective, "optimiser": Optimiser, "sign": Sign,
-                   "schedule": Schedule, "init": Init, "labels": Labels}
+                   "schedule": Schedule, "init": Init, "spectrum": Where, "labels": Labels}
         for name, kind in choices.items():
             value, allowed = getattr(self, name), get_args(kind)
             if value not in allowed and not (value is None and name != "preset"):
@@ -200,6 +205,9 @@ def _matched(problem: Problem, how: Settings, view: View, like: Tensor, rng: tor
     """Search for images, from starts drawn at random and one that is nearly right, if there is one."""
     size = problem.labels.shape[1]
     problem = replace(problem, taped=follows(problem, like[torch.arange(size) % len(like)]))
+    spectral = how.optimiser == "adam" and \
+        (how.spectrum == "always" or (how.spectrum == "trained" and spread(problem.net, like) > TRAINED))
+    how = replace(how, init="public") if spectral else how
     starts = [_start(problem, how, view, like, rng) for _ in range(how.restarts)]
     if warm is not None:
         starts.insert(0, State(warm, starts[0].logits))
@@ -210,9 +218,11 @@ def _matched(problem: Problem, how: Settings, view: View, like: Tensor, rng: tor
     clean = known is not None and starts[0].logits is None  # nobody added noise, and labels stand
     if how.told_errors and problem.single and clean and errors is not None:
         problem = problem.knowing(errors)
-    found = search(problem, starts, Aim(how, rng, known, _patch(problem.net), lossy))
+    aim = Aim(how, rng, known, _patch(problem.net), lossy, spectrum_of(like) if spectral else None)
+    found = search(problem, starts, aim)
     objective = torch.stack([_distances(problem, images) for images in (starts[-1].images, found.images)])
-    told = (", errors told" if problem.errors is not None else "") + (", through the defense" if lossy else "")
+    ways = {" in the spectrum": spectral, ", errors told": problem.errors is not None, ", through the defense": lossy}
+    told = "".join(way for way, taken in ways.items() if taken)
     note = (f"{how.objective}{'+tv' if how.tv else ''}{told}, {how.steps} steps of {how.optimiser}, "
             f"{len(starts)} start(s), cosine distance {objective[1].mean():.2g}")
     return _Found(found.images, objective, note)
@@ -245,7 +255,8 @@ def _start(problem: Problem, how: Settings, view: View, like: Tensor, rng: torch
         times = [math.ceil(side / TILE) for side in shape[3:]]
         return State(tile.repeat(1, 1, 1, *times)[..., : shape[3], : shape[4]].contiguous(), logits)
     centre = torch.tensor(0.5) if how.init == "grey" else like.mean(0)
-    return State((centre + 0.1 * torch.randn(shape, generator=rng)).clamp(0, 1), logits)
+    noise = 0.1 if how.init == "grey" else 0.02
+    return State((centre + noise * torch.randn(shape, generator=rng)).clamp(0, 1), logits)
 
 
 def _patch(net: nn.Module) -> int | None:

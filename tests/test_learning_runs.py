@@ -238,6 +238,22 @@ class Runs(Attack):
     assert planned(moved, 0.0).cells[0].id != before
 
 
+def test_whoever_knows_the_starting_weights_reads_private_images_out_of_encrypted_ones_gradients(
+        tiny_npz: Path, tmp_path: Path) -> None:
+    """Closed form, then the key by how it permuted the published weights; of weights that nobody published, no key."""
+    known, unknown = ({**CIPHER, "victim": {"weights": weights}} for weights in ("random", ""))
+    made = plan(tiny_npz, [known, unknown], VIT, attack=[{"use": "gradient-matching+key-recovery",
+                                                         "threats": ["alone"]}],
+                threat=[{"name": "alone", "base": "federated-server", "batch": 1}])
+    tiny_run(made, tmp_path)
+    whole, none = rows(tmp_path).to_dict("records")
+    assert whole["status"] == none["status"] == "ok", (whole["reason"], none["reason"])
+    assert whole["ssim"] > 0.999
+    assert "by the weights" in whole["note"]
+    assert none["ssim"] < 0.9
+    assert "by the weights" not in none["note"]
+
+
 def test_weights_that_change_under_a_run_are_not_believed(tiny_npz: Path, tmp_path: Path) -> None:
     net = for_images(VIT["model"], VIT["kwargs"], (3, 16, 16), 3).build()
     torch.save(net.net.state_dict(), tmp_path / "vit.pt")

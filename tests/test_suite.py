@@ -174,6 +174,15 @@ def test_a_folder_is_no_suite(tmp_path: Path) -> None:
         read_suite(tmp_path)
 
 
+def test_a_chain_may_be_named_in_one_word() -> None:
+    one, other = validate({**SMALLEST, "attack": [
+        {"use": "gradient-matching+key-recovery", "steps": 7}, {"use": "a+b", "then": {"use": "c"}}]}, "x").attack
+    assert (one.use, one.params) == ("gradient-matching", {"steps": 7})
+    assert one.then is not None
+    assert (one.then.use, one.then.params) == ("key-recovery", {})
+    assert other.use == "a+b"  # which is said to be no attack
+
+
 # --- flags
 
 def test_flags_become_the_same_tables() -> None:

@@ -144,6 +144,15 @@ def test_labels_are_inferred_from_a_network(recipe: Recipe, with_bias: bool) -> 
     assert found.tolist() == [[0, 0, 1, 2, 3, 4], [0, 1, 1, 2, 3, 4]]
 
 
+@pytest.mark.parametrize("share", [0.8, 0.9])
+def test_labels_survive_pruning(share: float) -> None:
+    """Of the bias one value is left; the weights tell the rest."""
+    view, _ = attacked(CONV, "gradient-pruning", targets=12, batch=6, share=share)
+    assert ((view.update.values["net.1.bias"] != 0).sum(1) == 1).all()
+    found = infer_labels(view.model.build(), view.update.values, 6, CLASSES, view.public.pixels)
+    assert found.tolist() == [[0, 0, 1, 2, 3, 4], [0, 1, 1, 2, 3, 4]]
+
+
 def test_no_linear_layer_is_not_applicable() -> None:
     net = nn.Sequential(nn.Conv2d(3, CLASSES, 16), nn.Flatten())
     with pytest.raises(NotApplicable, match="last linear layer with 5 outputs"):
@@ -250,6 +259,39 @@ def test_an_update_is_matched_through_its_defense(defense: str, params: dict[str
     assert "through the defense" in through.note
     assert "through the defense" not in plain.note
     assert decibels(through.images, true).mean() > decibels(plain.images, true).mean() + gain
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_of_a_trained_network_the_search_is_in_the_spectrum(batch: int) -> None:
+    view, true = attacked(targets=4, batch=batch)
+    net, some = view.model.build(), smooth(200, 9).pixels
+    redness = some[:, 0].mean((1, 2)).argsort().argsort() * CLASSES // 200
+    optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(net(some), redness).backward()
+        optimiser.step()
+    model = view.model.with_state(net)
+    update = client_update(model, true, smooth(4, 1).labels, batch=batch, local_steps=1, learning_rate=1,
+                           bn_train=False)
+    trained = View(replace(view.sealed, model=model, update=update))
+    found = {name: run(GradientMatching(steps=150, spectrum=name), trained) for name in ("trained", "never")}
+    assert "in the spectrum" in found["trained"].note
+    assert "in the spectrum" not in found["never"].note
+    assert "in the spectrum" not in run(QUICK, view).note
+    score = {name: decibels(one.images, true).mean() for name, one in found.items()}
+    if batch == 1:
+        assert score["trained"] > score["never"]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_any_term_goes_with_l_bfgs(batch: int) -> None:
+    """It computes in double precision; what was read from the update is single."""
+    view, true = attacked(targets=2, batch=batch)
+    found = run(GradientMatching(steps=60, optimiser="l-bfgs"), view)
+    assert "60 steps of l-bfgs" in found.note
+    if batch == 1:
+        assert decibels(found.images, true).min() > 25
 
 
 def test_a_noisy_gradient_is_no_closed_form() -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 from ppbench.attacks import _gradient_search
 from ppbench.attacks._features import Features, features_of
 from ppbench.attacks._gradient_problem import Client, Explained
-from ppbench.attacks._gradient_search import Aim, Found, State, at_once, rate_at, search, signed
+from ppbench.attacks._gradient_search import WIDER, Aim, Found, State, at_once, rate_at, search, signed
 from ppbench.attacks._gradient_settings import Settings
+from ppbench.attacks._spectrum import spectrum_of
 from ppbench.seeding import generator
 
 TWO = Client(2)
@@ -55,6 +56,23 @@ def test_a_box_holds_and_without_one_nothing_does() -> None:
                        for how in (big, replace(big, boxed=False)))
     assert 0 <= inside.min() <= inside.max() <= 1
     assert outside.abs().max() > 1
+
+
+def test_a_step_in_the_spectrum_by_hand() -> None:
+    """A sign for every coefficient, as large as the coefficient varies among images."""
+    problem, start = made(CONV, TWO), starts(1)[0]
+    spectrum = spectrum_of(torch.rand(50, *SHAPE, generator=generator(3)).cumsum(3) / SHAPE[2])
+    how = replace(QUICK, steps=1000, boxed=False, schedule="constant")
+    there = replace(aim(how), spectrum=spectrum)
+    end, _ = _gradient_search.descend(problem, start, there, 0, 1)
+    moved = spectrum.coefficients(end.images - start.images)
+    expected = how.learning_rate * WIDER * spectrum.deviations.expand_as(moved)
+    torch.testing.assert_close(moved.abs(), expected, rtol=1e-3, atol=1e-5)
+    images = start.images.clone().requires_grad_()
+    slope, = torch.autograd.grad(problem.explainer()(images, problem.labels).cosine().sum(), images)
+    against = -spectrum.coefficients(slope)
+    clear = against.abs() > 1e-3 * against.abs().max()
+    assert (moved.sign() == against.sign())[clear].all()
 
 
 def test_of_several_starts_the_best_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
