@@ -4,22 +4,14 @@ Source: Zhu et al. 2019, "Deep leakage from gradients" (arXiv 1906.08935); Geipi
 how easy is it to break privacy in federated learning?" (arXiv 2003.14053); `_gradient_settings` names the others.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import get_args
 
 import torch
-from torch import Tensor, nn
 
 from ppbench.attack import Attack, Priors, Reconstruction
-from ppbench.attacks._algebra import Solved
-from ppbench.attacks._closed_form import vit_inputs
 from ppbench.attacks._descent import MOST_STEPS
-from ppbench.attacks._features import features_of, spread
-from ppbench.attacks._first_layer import linear_inputs
-from ppbench.attacks._gradient_problem import Client, Problem, follows
-from ppbench.attacks._gradient_search import Aim, State, at_once, search
+from ppbench.attacks._gradient_match import Scene, recovered, solved
 from ppbench.attacks._gradient_settings import (
     PRESETS,
     Init,
@@ -32,21 +24,12 @@ from ppbench.attacks._gradient_settings import (
     Sign,
     Where,
 )
-from ppbench.attacks._labels import errors_of, infer_labels
+from ppbench.attacks._rehearsal import rehearse
 from ppbench.attacks._released import like_released
-from ppbench.attacks._spectrum import spectrum_of
 from ppbench.bounds import above_zero, at_least, between
-from ppbench.codec import Tensors
-from ppbench.data import Shape
-from ppbench.defense import Defense, UpdateDefense
 from ppbench.errors import NotApplicable
 from ppbench.updates import prepare
 from ppbench.view import View
-
-EXACT = 1e-9  # share of a closed form's equations (squares) that may be left: then nothing needs optimisation
-Imitation = Callable[[Tensors, Tensors], Tensors]
-TRAINED = 0.05  # spread of the probabilities over public images, above which a network tells them apart
-TILE = 4  # pixels of a start of tiles
 
 
 @dataclass(frozen=True)
@@ -64,12 +47,13 @@ class GradientMatching(Attack):
         restarts: independent starts for every update, tried as one batch.
         cull: share of the steps after which only the best start goes on.
         objective: `cosine` distance of the gradients, or their relative squared distance (`euclidean`).
-        optimiser: `adam` or `l-bfgs`.
+        optimiser: `adam`, `l-bfgs`, or whichever a rehearsal shows to be better (`rehearsed`).
         learning_rate: of Adam, in units of the pixel range [0, 1].
         sign: of the gradient that Adam is given: `hard`, `soft` or `none`.
         schedule: of the learning rate: `constant`, `steps` or `cosine`.
         init: starts: `grey` or the mean of protected `public` images with slight noise, `noise`, `tiles` of noise.
-        spectrum: whether Adam steps in the spectrum of public images: of `trained` networks, `always` or `never`.
+        spectrum: whether Adam steps in the spectrum of public images: of `trained` networks, `always`, `never`, or of
+            all trained ones and whichever others a rehearsal shows (`rehearsed`).
         labels: `inferred` in closed form, or `optimised`; where the threat model grants them, neither.
         boxed: pixels stay in [0, 1] while Adam runs.
         tv: weight of the total variation.
@@ -81,6 +65,8 @@ class GradientMatching(Attack):
         group: weight of the distance from the mean of all restarts.
         closed_form: solve for what algebra gives, first.
         fast: compute in bfloat16 but for the last fifth of the steps.
+        rehearsals: public images on which the attack is tried first, to choose what is left open above and how much
+            of an estimate is believed; 0 = none.
     """
 
     requires = frozenset({"model", "gradients", "public", "algorithm"})
@@ -109,6 +95,7 @@ class GradientMatching(Attack):
     group: float | None = None
     closed_form: bool | None = None
     fast: bool | None = None
+    rehearsals: int | None = None
 
     def __post_init__(self) -> None:
         choices = {"preset": Preset, "objective": Objective, "optimiser": Optimiser, "sign": Sign,
@@ -120,7 +107,7 @@ class GradientMatching(Attack):
         how = self.settings()
         between(how, 1, MOST_STEPS, "steps")
         at_least(how, 1, "restarts")
-        at_least(how, 0, "tv", "lossy_tv", "statistics", "features", "group")
+        at_least(how, 0, "tv", "lossy_tv", "statistics", "features", "group", "rehearsals")
         above_zero(how, "learning_rate", "cull")
 
     def settings(self) -> Settings:
@@ -135,134 +122,23 @@ class GradientMatching(Attack):
             raise NotApplicable("the update holds values that are not finite: lower the client's learning rate")
         net = view.model.build()
         prepare(net, update.bn_train)
-        like = like_released(view, rng)
-        found, notes, objective = [], [], []
-        batch = update.batch * update.clients
+        scene, way = Scene(view, net, like_released(view, rng), rng), None
+        labels = view.labels if "labels" in view.granted else None
+        batch, found = update.batch * update.clients, []
         for size, rows in _equal_batches(view.n_targets, batch):
-            problem = self._problem(view, net, size, rows, like)
-            exact = _algebra(problem, view.released_shape) if how.closed_form and problem.single else None
-            one = _matched(problem, how, view, like, rng, None) if exact is None else \
-                _completed(problem, how, view, like, rng, *exact)
-            found.append(one.images.flatten(0, 1).clamp(0, 1))
-            notes.append(one.note)
-            objective.append(one.objective)
+            problem = scene.problem(update, size, rows, labels)
+            algebra = solved(problem, how, view.released_shape)
+            if way is None and (algebra is None or len(algebra.open)):
+                way = rehearse(how, scene)
+            found.append(recovered(problem, way.settings if way else how, scene, algebra,
+                                   way.shrinkage if way else None))
         single = batch == 1
-        notes.append("labels " + ("given" if "labels" in view.granted else how.labels))
-        return Reconstruction(torch.cat(found), aligned=single, of="released", within=None if single else batch,
-                              note="; ".join(dict.fromkeys(notes)), objective=torch.cat(objective, 1))
-
-    def _problem(self, view: View, net: nn.Module, size: int, rows: slice, like: Tensor) -> Problem:
-        """Return the updates of some batches of one size, as mean gradients over a client's steps."""
-        update = view.update
-        scale = 1 if update.local_steps == 1 else update.learning_rate * update.local_steps
-        given = {name: value[rows] / scale for name, value in update.values.items()}
-        batch = update.batch * update.clients
-        labels = (torch.stack(view.labels.split(batch)[rows]) if "labels" in view.granted
-                  else infer_labels(net, given, size, view.classes, like))
-        part = update.batch if update.clients > 1 else None
-        client = Client(size, part, update.local_steps, update.learning_rate, update.bn_train, update.label_smoothing)
-        return Problem(net, given, labels, client, taped=False, imitated=_imitation(view.algorithm.defense))
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What was found of some updates.
-
-    Attributes:
-        images: `[problems, size, c, h, w]`.
-        objective: `[2, problems]`: what was left unexplained at the start and at the end.
-        note: how they were found.
-    """
-
-    images: Tensor
-    objective: Tensor
-    note: str
-
-
-def _completed(problem: Problem, how: Settings, view: View, like: Tensor, rng: torch.Generator, exact: Solved,
-               layer: str) -> _Found:
-    """Keep what algebra explains; start from the rest."""
-    rest = torch.nonzero(exact.residual > EXACT).flatten()
-    images, objective = exact.images[:, None], torch.stack([torch.ones_like(exact.residual), exact.residual])
-    if len(rest) == 0:
-        return _Found(images, objective, f"closed form ({layer})")
-    found = _matched(problem[rest], how, view, like, rng, images[rest])
-    note = f"closed form ({layer}) for {len(images) - len(rest)} of {len(images)}, others {found.note}"
-    return _Found(images.index_copy(0, rest, found.images), objective.index_copy(1, rest, found.objective), note)
-
-
-def _algebra(problem: Problem, shape: Shape) -> tuple[Solved, str] | None:
-    """Solve for single images; say which layer's gradients told them."""
-    for solve, layer in ((vit_inputs, "positions"), (linear_inputs, "first layer")):
-        found = solve(problem.net, problem.given, shape)
-        if found is not None:
-            return found, layer
-    return None
-
-
-def _matched(problem: Problem, how: Settings, view: View, like: Tensor, rng: torch.Generator,
-             warm: Tensor | None) -> _Found:
-    """Search for images, from starts drawn at random and one that is nearly right, if there is one."""
-    size = problem.labels.shape[1]
-    problem = replace(problem, taped=follows(problem, like[torch.arange(size) % len(like)]))
-    spectral = how.optimiser == "adam" and \
-        (how.spectrum == "always" or (how.spectrum == "trained" and spread(problem.net, like) > TRAINED))
-    how = replace(how, init="public") if spectral else how
-    starts = [_start(problem, how, view, like, rng) for _ in range(how.restarts)]
-    if warm is not None:
-        starts.insert(0, State(warm, starts[0].logits))
-    lossy = problem.imitated is not None
-    known = None if lossy else \
-        features_of(problem.net, problem.given, problem.labels, view.classes, like, view.update.label_smoothing)
-    errors = errors_of(problem.net, problem.given, view.classes)
-    clean = known is not None and starts[0].logits is None  # nobody added noise, and labels stand
-    if how.told_errors and problem.single and clean and errors is not None:
-        problem = problem.knowing(errors)
-    aim = Aim(how, rng, known, _patch(problem.net), lossy, spectrum_of(like) if spectral else None)
-    found = search(problem, starts, aim)
-    objective = torch.stack([_distances(problem, images) for images in (starts[-1].images, found.images)])
-    ways = {" in the spectrum": spectral, ", errors told": problem.errors is not None, ", through the defense": lossy}
-    told = "".join(way for way, taken in ways.items() if taken)
-    note = (f"{how.objective}{'+tv' if how.tv else ''}{told}, {how.steps} steps of {how.optimiser}, "
-            f"{len(starts)} start(s), cosine distance {objective[1].mean():.2g}")
-    return _Found(found.images, objective, note)
-
-
-def _imitation(defense: Defense) -> Imitation | None:
-    """Return what a defense leaves of gradients, where this is not all."""
-    if not isinstance(defense, UpdateDefense) or type(defense).imitate is UpdateDefense.imitate:
-        return None
-    return defense.imitate
-
-
-def _distances(problem: Problem, images: Tensor) -> Tensor:
-    """Return the cosine distances `[problems]`, in double precision: near 0, single precision cancels."""
-    parts = torch.arange(len(problem)).split(at_once(problem))
-    return torch.cat([problem[rows].explainer(torch.float64)(images[rows].double(), problem.labels[rows])
-                      .cosine().detach() for rows in parts]).float()
-
-
-def _start(problem: Problem, how: Settings, view: View, like: Tensor, rng: torch.Generator) -> State:
-    """Draw where a search begins."""
-    shape = (*problem.labels.shape, *view.released_shape)
-    logits = None
-    if how.labels == "optimised" and "labels" not in view.granted:
-        logits = torch.randn(*problem.labels.shape, view.classes, generator=rng)
-    if how.init == "noise":
-        return State(torch.rand(shape, generator=rng), logits)
-    if how.init == "tiles":
-        tile = torch.rand(*shape[:3], TILE, TILE, generator=rng)
-        times = [math.ceil(side / TILE) for side in shape[3:]]
-        return State(tile.repeat(1, 1, 1, *times)[..., : shape[3], : shape[4]].contiguous(), logits)
-    centre = torch.tensor(0.5) if how.init == "grey" else like.mean(0)
-    noise = 0.1 if how.init == "grey" else 0.02
-    return State((centre + noise * torch.randn(shape, generator=rng)).clamp(0, 1), logits)
-
-
-def _patch(net: nn.Module) -> int | None:
-    """Return the side of a vision transformer's patches."""
-    size = getattr(getattr(getattr(net, "net", None), "patch_embed", None), "patch_size", None)
-    return int(size[0]) if isinstance(size, tuple) else None
+        notes = [*(one.note for one in found), way.note if way else "",
+                 "labels " + ("given" if labels is not None else how.labels)]
+        return Reconstruction(torch.cat([one.images.flatten(0, 1).clamp(0, 1) for one in found]), aligned=single,
+                              of="released", within=None if single else batch,
+                              note="; ".join(filter(None, dict.fromkeys(notes))),
+                              objective=torch.cat([one.objective for one in found], 1))
 
 
 def _equal_batches(count: int, batch: int) -> list[tuple[int, slice]]:

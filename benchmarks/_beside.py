@@ -66,7 +66,7 @@ def _on(name: str, server: Server, others: dict[str, Peer], images: Tensor, labe
         yield from _shown(f"{case}: {peer}", outcome, images)
     same = GradientMatching("inverting-gradients", steps=steps)
     ours = {"inverting-gradients": same, "inverting-gradients, fast": replace(same, fast=True),
-            "ppbench, fast": GradientMatching(steps=steps, fast=True)}
+            "ppbench, fast": GradientMatching(steps=steps, rehearsals=0, fast=True)}
     found = {label: _ours(attack, server, images, labels) for label, attack in ours.items()}
     for label, outcome in found.items():
         yield from _shown(f"{case}: ours, {label}", outcome, images)
@@ -82,7 +82,7 @@ def _on(name: str, server: Server, others: dict[str, Peer], images: Tensor, labe
                      TRIALS * other.seconds / together.seconds, FASTER_TOGETHER)
     for peer, other in theirs.items():
         longer = round(steps * other.seconds / found["ppbench, fast"].seconds)
-        outcome = _ours(GradientMatching(steps=longer, fast=True), server, images, labels)
+        outcome = _ours(GradientMatching(steps=longer, rehearsals=0, fast=True), server, images, labels)
         yield at_least(f"{case}: ours, ppbench, fast, {longer} steps ({peer}'s seconds)",
                        f"mean PSNR above {peer}'s, dB", _above(outcome, other, images), 0)
 

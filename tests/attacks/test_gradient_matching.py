@@ -4,75 +4,25 @@ from typing import Any
 
 import pytest
 import torch
+from gradient_views import CLASSES, CONV, LONGER, MLP, QUICK, SHAPE, VIT, attacked, decibels, run, smooth
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
-from ppbench.attack import check_reconstruction
-from ppbench.attacks import gradient_matching
+from ppbench.attacks import _gradient_match
 from ppbench.attacks._algebra import residual
 from ppbench.attacks._closed_form import vit_inputs
 from ppbench.attacks._first_layer import linear_inputs
 from ppbench.attacks._gradient_settings import PRESETS
 from ppbench.attacks._labels import infer_labels, labels_from_bias
 from ppbench.attacks.gradient_matching import GradientMatching
-from ppbench.data import Images
-from ppbench.defense import Defense, Keys, draw_keys
 from ppbench.errors import NotApplicable
 from ppbench.model import Normalised, Update
-from ppbench.plugins import build
 from ppbench.recipe import Recipe
 from ppbench.ref import Ref
-from ppbench.seeding import generator, seeded
+from ppbench.seeding import generator
 from ppbench.updates import client_update, prepare
-from ppbench.victim import start
-from ppbench.view import Algorithm, Sealed, View
-
-SHAPE = (3, 16, 16)
-CLASSES = 5
-CONV = Recipe(kwargs={"width": 8})
-VIT = Recipe("timm:vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2})
-MLP = Recipe("ppbench.nets:mlp", {"side": 16, "width": 32})
-QUICK = GradientMatching(steps=8)
-
-
-def smooth(count: int, seed: int) -> Images:
-    coarse = torch.rand(count, 3, 4, 4, generator=generator(seed))
-    pixels = nn.functional.interpolate(coarse, SHAPE[1:], mode="bicubic").clamp(0, 1)
-    return Images(pixels, torch.arange(count) % CLASSES, torch.arange(count))
-
-
-def attacked(recipe: Recipe = CONV, defense: str = "none", targets: int = 4, batch: int = 2, bn_train: bool = False,
-             local_steps: int = 1, spoilt: float = 0.0, smoothing: float = 0.0,
-             **params: Any) -> tuple[View, Tensor]:
-    """Return a federated server's view, and the released images it is after."""
-    ref, private, public = Ref("defenses", defense, params), smooth(targets, 1), smooth(40, 2)
-    made: Defense = build(ref)
-    scope = made.key_scopes[0] if made.key_scopes else None
-    keys: Keys | None = draw_keys(made, scope, targets, SHAPE, generator(3))
-    release = made.protect(private, keys, generator(4))
-    with seeded(5):
-        model = start(recipe, made, keys, SHAPE, CLASSES)
-    update = client_update(model, release.images, release.labels, batch=batch, local_steps=local_steps,
-                           learning_rate=0.02, bn_train=bn_train, label_smoothing=smoothing)
-    update = made.protect_update(update, generator(8))
-    if spoilt:
-        values = {name: value + spoilt * value.std() * torch.randn(value.shape, generator=generator(6))
-                  for name, value in update.values.items()}
-        update = replace(update, values=values)
-    granted = frozenset({"model", "gradients", "public", "algorithm"})
-    return View(Sealed(granted, SHAPE, release.shape, targets, CLASSES, public=public, model=model, update=update,
-                       algorithm=Algorithm(ref, scope, 0))), release.images
-
-
-def run(attack: GradientMatching, view: View) -> Any:
-    found = attack.run(view, {}, generator(0))
-    check_reconstruction(found, view)
-    return found
-
-
-def decibels(estimate: Tensor, true: Tensor) -> Tensor:
-    return -10 * (estimate - true).square().flatten(1).mean(1).log10()
+from ppbench.view import Algorithm, View
 
 
 @pytest.mark.parametrize(("counts", "size"), [([0, 1, 0, 0], 1), ([2, 0, 1, 0], 3), ([0, 0, 0, 8], 8),
@@ -162,7 +112,7 @@ def test_no_linear_layer_is_not_applicable() -> None:
 @pytest.mark.parametrize("defense", ["none", "block-scrambling", "mixup"])
 def test_batches_are_reconstructed(defense: str) -> None:
     view, true = attacked(Recipe(kwargs={"width": 12}), defense, targets=3, batch=2)
-    found = run(GradientMatching(steps=120), view)
+    found = run(LONGER, view)
     assert (found.of, found.aligned, found.within) == ("released", False, 2)
     assert decibels(found.images, true).min() > 24  # labels ascend within a batch here, so the order is kept
     assert "labels inferred" in found.note
@@ -172,12 +122,12 @@ def test_batches_are_reconstructed(defense: str) -> None:
 def test_protected_updates_still_tell_much(defense: str, least: float) -> None:
     weak = {"gradient-pruning": {"share": 0.5}, "gradient-noise": {"clip": 1.0, "noise": 1e-3}}.get(defense, {})
     view, true = attacked(Recipe(kwargs={"width": 12}), defense, targets=2, batch=1, **weak)
-    assert decibels(run(GradientMatching(steps=120), view).images, true).min() > least
+    assert decibels(run(LONGER, view).images, true).min() > least
 
 
 def test_an_aggregate_is_a_larger_batch() -> None:
     view, true = attacked(Recipe(kwargs={"width": 12}), "secure-aggregation", targets=5, batch=1, cohort=2)
-    found = run(GradientMatching(steps=120), view)
+    found = run(LONGER, view)
     assert (found.aligned, found.within) == (False, 2)
     assert decibels(found.images, true).min() > 20
     several = attacked(defense="secure-aggregation", targets=4, batch=1, local_steps=2, cohort=2)[0]
@@ -242,7 +192,7 @@ def test_without_a_closed_form_the_gradient_is_matched(recipe: Recipe, defense: 
 def test_what_algebra_explains_is_told_by_its_own_equations(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing passes through the network again: a large one would take longer than the algebra."""
     view, _ = attacked(recipe, targets=2, batch=1)
-    monkeypatch.setattr(gradient_matching, "follows", None)
+    monkeypatch.setattr(_gradient_match, "follows", None)
     found = run(QUICK, view)
     assert found.objective.shape == (2, 2)
     assert (found.objective[0] == 1).all()
@@ -254,7 +204,7 @@ def test_what_algebra_explains_is_told_by_its_own_equations(recipe: Recipe, monk
 def test_an_update_is_matched_through_its_defense(defense: str, params: dict[str, Any], gain: float) -> None:
     view, true = attacked(defense=defense, targets=2, batch=1, **params)
     blinkered = View(replace(view.sealed, algorithm=Algorithm(Ref("defenses", "gradient-noise"), None, 0)))
-    attack = GradientMatching(steps=120)
+    attack = LONGER
     through, plain = run(attack, view), run(attack, blinkered)
     assert "through the defense" in through.note
     assert "through the defense" not in plain.note
@@ -275,7 +225,8 @@ def test_of_a_trained_network_the_search_is_in_the_spectrum(batch: int) -> None:
     update = client_update(model, true, smooth(4, 1).labels, batch=batch, local_steps=1, learning_rate=1,
                            bn_train=False)
     trained = View(replace(view.sealed, model=model, update=update))
-    found = {name: run(GradientMatching(steps=150, spectrum=name), trained) for name in ("trained", "never")}
+    found = {name: run(GradientMatching(steps=150, rehearsals=0, spectrum=name), trained)
+             for name in ("trained", "never")}
     assert "in the spectrum" in found["trained"].note
     assert "in the spectrum" not in found["never"].note
     assert "in the spectrum" not in run(QUICK, view).note
