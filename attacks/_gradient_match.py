@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from ppbench.attacks._algebra import Solved
 from ppbench.attacks._closed_form import vit_inputs
-from ppbench.attacks._features import features_of, spread
+from ppbench.attacks._features import Features, features_of, spread
 from ppbench.attacks._first_layer import linear_inputs
-from ppbench.attacks._gradient_problem import Client, Problem, follows
-from ppbench.attacks._gradient_search import Aim, State, at_once, search
+from ppbench.attacks._gan_nets import GeneratorNet
+from ppbench.attacks._gradient_latent import generated
+from ppbench.attacks._gradient_problem import Client, Problem, check_slopes, follows
+from ppbench.attacks._gradient_search import Aim, Found, State, at_once, search
 from ppbench.attacks._gradient_settings import Settings
-from ppbench.attacks._labels import errors_of, infer_labels
+from ppbench.attacks._labels import errors_of, infer_labels, last_linear
 from ppbench.attacks._spectrum import spectrum_of
 from ppbench.codec import Tensors
 from ppbench.data import Shape
@@ -39,12 +41,14 @@ class Scene:
         net: the network at which updates were taken, prepared for them.
         like: `[M, c, h, w]`, images like the released ones.
         rng: draws starts.
+        generator: of images like the public ones; None = there is none.
     """
 
     view: View
     net: nn.Module
     like: Tensor
     rng: torch.Generator
+    generator: GeneratorNet | None = None
 
     @cached_property
     def trained(self) -> bool:
@@ -67,6 +71,15 @@ class Scene:
         part = update.batch if update.clients > 1 else None
         client = Client(size, part, update.local_steps, update.learning_rate, update.bn_train, update.label_smoothing)
         return Problem(self.net, given, goals, client, taped=False, imitated=_imitation(self.view.algorithm.defense))
+
+
+    def doubts(self, update: Update, labels: Tensor | None) -> list[str]:
+        """Say where given labels `[N]`, of single images, are not those that the last layer's gradients tell."""
+        name = f"{last_linear(self.net, self.view.classes)}.bias"
+        if labels is None or update.batch * update.clients > 1 or update.local_steps > 1 or name not in update.values:
+            return []
+        wrong = int((update.values[name].argmin(1) != labels).sum())
+        return [f"given labels contradict the gradients of {wrong} of {len(labels)}"] if wrong else []
 
 
 @dataclass(frozen=True)
@@ -129,28 +142,49 @@ def recovered(problem: Problem, how: Settings, scene: Scene, algebra: Algebra | 
 
 def _searched(problem: Problem, how: Settings, scene: Scene, warm: Tensor | None, believed: Believed | None) -> Matched:
     """Search for images, from starts drawn at random and one that is nearly right, if there is one."""
-    view, like, size = scene.view, scene.like, problem.labels.shape[1]
-    problem = replace(problem, taped=follows(problem, like[torch.arange(size) % len(like)]))
+    size = problem.labels.shape[1]
+    some = scene.like[torch.arange(size) % len(scene.like)]
+    check_slopes(problem, some)
+    problem = replace(problem, taped=follows(problem, some))
     spectral = how.optimiser == "adam" and how.spectrum == "always"
     how = replace(how, init="public") if spectral else how
     starts = [_start(problem, how, scene) for _ in range(how.restarts)]
     if warm is not None:
         starts.insert(0, State(warm, starts[0].logits))
     lossy = problem.imitated is not None
-    known = None if lossy else \
-        features_of(problem.net, problem.given, problem.labels, view.classes, like, view.update.label_smoothing)
-    errors = errors_of(problem.net, problem.given, view.classes)
+    known = None if lossy else _features(problem, scene)
+    errors = errors_of(problem.net, problem.given, scene.view.classes)
     clean = known is not None and starts[0].logits is None  # nobody added noise, and labels stand
     if how.told_errors and problem.single and clean and errors is not None:
         problem = problem.knowing(errors)
-    aim = Aim(how, scene.rng, known, _patch(problem.net), lossy, spectrum_of(like) if spectral else None)
-    found = search(problem, starts, aim)
+    aim = Aim(how, scene.rng, known, _patch(problem.net), lossy, spectrum_of(scene.like) if spectral else None)
+    found = _found(problem, starts, aim, scene.generator)
     objective = torch.stack([_distances(problem, images) for images in (starts[-1].images, found.images)])
-    ways = {" in the spectrum": spectral, ", errors told": problem.errors is not None, ", through the defense": lossy}
+    ways = {" in the spectrum": spectral, " from a public generator": scene.generator is not None,
+            ", errors told": problem.errors is not None, ", through the defense": lossy}
     told = "".join(way for way, taken in ways.items() if taken)
     note = (f"{how.objective}{'+tv' if how.tv else ''}{told}, {how.steps} steps of {how.optimiser}, "
             f"{len(starts)} start(s), cosine distance {objective[1].mean():.2g}")
     return Matched(found.images if believed is None else believed(found.images), objective, note)
+
+
+def _found(problem: Problem, starts: list[State], aim: Aim, generator: GeneratorNet | None) -> Found:
+    """Search, first in a generator where there is one."""
+    how = aim.settings
+    early = round(how.generator * how.steps)
+    if generator is None or early == 0:
+        return search(problem, starts, aim)
+    drawn = generated(problem, generator, aim, early)
+    if early == how.steps:
+        return drawn
+    later = replace(aim, settings=replace(how, steps=how.steps - early))
+    return search(problem, [replace(starts[0], images=drawn.images)], later)
+
+
+def _features(problem: Problem, scene: Scene) -> Features | None:
+    """Return the last layer's inputs, as its gradients tell them."""
+    return features_of(problem.net, problem.given, problem.labels, scene.view.classes, scene.like,
+                       scene.view.update.label_smoothing)
 
 
 def _imitation(defense: Defense) -> Imitation | None:

@@ -17,6 +17,7 @@ from ppbench.attacks._tape import Tape, Unsupported
 from ppbench.attacks._twins import Linear, Loose, Still
 from ppbench.attacks._weight_gradients import Sums, added, inner, written_sums
 from ppbench.codec import Tensors
+from ppbench.errors import NotApplicable
 
 FIRST = 10  # weight of the first layer's statistics (Yin et al. 2021)
 TINY = 1e-30  # length of a gradient that is as good as none
@@ -270,6 +271,28 @@ def follows(problem: Problem, images: Tensor) -> bool:
     scale = (true.square * true.norm).sqrt()
     return bool(((taped.product - true.product).abs() <= BELIEVED * scale + 1e-12).all()
                 and ((taped.square - true.square).abs() <= BELIEVED * true.square + 1e-12).all())
+
+
+def check_slopes(problem: Problem, images: Tensor) -> None:
+    """Make sure that gradients of the first problem can be matched: the network has second derivatives.
+
+    Args:
+        problem: any.
+        images: `[size, c, h, w]`.
+
+    Raises:
+        NotApplicable: it has none; says why.
+    """
+    first = problem[torch.tensor([0])]
+    with torch.enable_grad():
+        some = images[None].detach().requires_grad_()
+        try:
+            torch.autograd.grad(first.explainer()(some, first.labels).cosine().sum(), some)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise NotApplicable("the victim cannot be differentiated twice, which matching gradients needs: choose a "
+                                f"model without such layers in [victim] ({str(error).splitlines()[0]})") from error
 
 
 def _for_vmap(net: nn.Module) -> nn.Module:

@@ -18,7 +18,6 @@ IMAGES_AT_ONCE = 64  # in a pass: bounds the memory
 WEIGHTS_AT_ONCE = 2**24  # given gradients' values that are compared in a pass, beside one problem
 EXACT = 0.2  # share of the steps, the last ones, that are never taken in bfloat16
 FALLS, MILESTONES = 0.1, (3 / 8, 5 / 8, 7 / 8)
-WIDER = 3.0  # steps in a spectrum, of so many learning rates times the deviation of a coefficient
 REACH = 8  # a restart's image may be shifted by one part in so many of its side
 ENOUGH = 1e-14  # value of the objective below which L-BFGS stops
 
@@ -111,10 +110,10 @@ def search(problem: Problem, starts: list[State], aim: Aim) -> Found:
         rows = torch.arange(len(problem)).split(1)
         found = [_best_start(problem[one], [start[one] for start in starts], aim[one], first) for one in rows]
         if first == how.steps:
-            return _joined([one[1] for one in found])
+            return joined([one[1] for one in found])
         starts = [_stacked([one[0] for one in found])]
     parts = torch.arange(len(problem)).split(at_once(problem))
-    return _joined([descend(problem[some], starts[0][some], aim[some], first, how.steps)[1] for some in parts])
+    return joined([descend(problem[some], starts[0][some], aim[some], first, how.steps)[1] for some in parts])
 
 
 def descend(problem: Problem, state: State, aim: Aim, first: int, last: int) -> tuple[State, Found]:
@@ -150,12 +149,12 @@ def _by_adam(problem: Problem, state: State, aim: Aim, first: int, last: int) ->
         rate = rate_at(step, how)
         values, slopes = _evaluated(explainer, state, aim, rate)
         if explainer is exact:
-            best = _better(best, Found(state.images, values))
+            best = better(best, Found(state.images, values))
         if step == last:
             break
         rate *= how.learning_rate
         if spectrum is not None:
-            sizes = WIDER * spectrum.scales(1 - step / how.steps)
+            sizes = spectrum.scales(1 - step / how.steps)
             slopes[0] = spectrum.coefficients(slopes[0]) * sizes
         slopes[0] = signed(slopes[0] + how.noise * rate * torch.randn(slopes[0].shape, generator=aim.rng)
                             if how.noise else slopes[0], step, how)
@@ -223,7 +222,7 @@ def rate_at(step: int, how: Settings) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * step / how.steps) if how.schedule == "cosine" else 1.0
 
 
-def _better(first: Found, second: Found) -> Found:
+def better(first: Found, second: Found) -> Found:
     """Return whichever is less, problem by problem; the later where they are equal."""
     wins = second.values <= first.values
     return Found(torch.where(wins[:, None, None, None, None], second.images, first.images),
@@ -240,5 +239,6 @@ def _stacked(states: list[State]) -> State:
     return State(torch.cat([state.images for state in states]), torch.cat(logits) if logits else None)
 
 
-def _joined(found: list[Found]) -> Found:
+def joined(found: list[Found]) -> Found:
+    """Put what was found of several problems together."""
     return Found(torch.cat([one.images for one in found]), torch.cat([one.values for one in found]))

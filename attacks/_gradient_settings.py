@@ -55,6 +55,8 @@ class Settings:
         noise: Langevin noise, in multiples of the learning rate.
         restarts: independent starts for every update.
         cull: share of the steps after which only the best start goes on; 1 = all go on to the end.
+        generator: share of the steps that are taken in the codes and features of a generator of public images; where
+            they end, the others start. 0 = none.
         closed_form: solve for what algebra gives, and optimise the rest only.
         fast: compute in bfloat16 up to the last fifth of the steps.
         rehearsals: public images on which the attack is tried first (`_rehearsal`), rounded up to whole updates.
@@ -86,6 +88,7 @@ class Settings:
     noise: float = 0.0
     restarts: int = 1
     cull: float = 0.1
+    generator: float = 0.0
     closed_form: bool = True
     fast: bool = False
     rehearsals: int = 0

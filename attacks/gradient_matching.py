@@ -9,8 +9,9 @@ from typing import get_args
 
 import torch
 
-from ppbench.attack import Attack, Priors, Reconstruction
+from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks._descent import MOST_STEPS
+from ppbench.attacks._gan import Generator
 from ppbench.attacks._gradient_match import Scene, recovered, solved
 from ppbench.attacks._gradient_settings import (
     PRESETS,
@@ -28,7 +29,7 @@ from ppbench.attacks._rehearsal import rehearse
 from ppbench.attacks._released import like_released
 from ppbench.bounds import above_zero, at_least, between
 from ppbench.errors import NotApplicable
-from ppbench.updates import prepare
+from ppbench.updates import plain_attention, prepare
 from ppbench.view import View
 
 
@@ -63,6 +64,9 @@ class GradientMatching(Attack):
         features: weight of the distance from the last layer's inputs, as its gradients tell them.
         told_errors: of single images, the logits' errors are what the last bias's gradient is.
         group: weight of the distance from the mean of all restarts.
+        generator: share of the steps that are taken in the codes and features of a generator of public images, before
+            the others; for defenses that leave images in their shape, without a key.
+        generator_steps: of its training, at 32 x 32 pixels.
         closed_form: solve for what algebra gives, first.
         fast: compute in bfloat16 but for the last fifth of the steps.
         rehearsals: public images on which the attack is tried first, to choose what is left open above and how much
@@ -93,6 +97,8 @@ class GradientMatching(Attack):
     features: float | None = None
     told_errors: bool | None = None
     group: float | None = None
+    generator: float | None = None
+    generator_steps: int = Generator.steps
     closed_form: bool | None = None
     fast: bool | None = None
     rehearsals: int | None = None
@@ -109,20 +115,40 @@ class GradientMatching(Attack):
         at_least(how, 1, "restarts")
         at_least(how, 0, "tv", "lossy_tv", "statistics", "features", "group", "rehearsals")
         above_zero(how, "learning_rate", "cull")
+        between(self, 1, MOST_STEPS, "generator_steps")
+        if not 0 <= how.generator <= 1:
+            raise ValueError(f"generator is {how.generator}; it must lie between 0 and 1")
 
     def settings(self) -> Settings:
         """Return the preset's settings, with those that the parameters replace."""
-        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "preset"}
+        given = {field.name: getattr(self, field.name) for field in fields(self)
+                 if field.name not in ("preset", "generator_steps")}
         return replace(PRESETS[self.preset], **{name: value for name, value in given.items() if value is not None})
 
+    def priors(self, view: View) -> dict[str, Prior]:
+        """Name the generator, where one is searched."""
+        return {"generator": self._prior} if self.settings().generator and _plain(view) else {}
+
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
-        """Reconstruct the released images of every batch of targets."""
+        """Reconstruct the released images of every batch of targets.
+
+        Raises:
+            NotApplicable: the update or its defense, or the network, is not such as can be inverted; says why.
+        """
+        with plain_attention():
+            return self._run(view, priors, rng)
+
+    def _run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
         update, how = view.update, self.settings()
         if not all(value.sum(dtype=torch.float64).isfinite() for value in update.values.values()):
             raise NotApplicable("the update holds values that are not finite: lower the client's learning rate")
+        if how.generator and not _plain(view):
+            raise NotApplicable("a generator draws images like the public ones, and the released ones are not: set "
+                                "generator = 0")
         net = view.model.build()
         prepare(net, update.bn_train)
-        scene, way = Scene(view, net, like_released(view, rng), rng), None
+        drawing = self._prior.load(view, priors["generator"]).generator if how.generator else None
+        scene, way = Scene(view, net, like_released(view, rng), rng, drawing), None
         labels = view.labels if "labels" in view.granted else None
         batch, found = update.batch * update.clients, []
         for size, rows in _equal_batches(view.n_targets, batch):
@@ -133,12 +159,22 @@ class GradientMatching(Attack):
             found.append(recovered(problem, way.settings if way else how, scene, algebra,
                                    way.shrinkage if way else None))
         single = batch == 1
-        notes = [*(one.note for one in found), way.note if way else "",
+        notes = [*(one.note for one in found), way.note if way else "", *scene.doubts(update, labels),
                  "labels " + ("given" if labels is not None else how.labels)]
         return Reconstruction(torch.cat([one.images.flatten(0, 1).clamp(0, 1) for one in found]), aligned=single,
                               of="released", within=None if single else batch,
                               note="; ".join(filter(None, dict.fromkeys(notes))),
                               objective=torch.cat([one.objective for one in found], 1))
+
+
+    @property
+    def _prior(self) -> Generator:
+        return Generator(steps=self.generator_steps)
+
+
+def _plain(view: View) -> bool:
+    """Say whether released images may be such as public ones are: of their shape, and without a key."""
+    return view.released_shape == view.image_shape and view.algorithm.key_scope is None
 
 
 def _equal_batches(count: int, batch: int) -> list[tuple[int, slice]]:

@@ -1,10 +1,12 @@
 """The updates that federated clients send: what a server sees of a batch of protected images."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ppbench.codec import Tensors
 from ppbench.device import device
@@ -37,7 +39,7 @@ def client_update(model: Model, images: Tensor, labels: Tensor, *, batch: int, l
     if batch < 1 or local_steps < 1:
         raise UserError(f"batch={batch} and local_steps={local_steps} must be at least 1")
     task = Classification(label_smoothing)
-    with seeded(0):
+    with seeded(0), plain_attention():
         net = model.build()
         check_fits(model, net, images, labels)
         prepare(net.to(device()), bn_train)
@@ -53,12 +55,17 @@ def client_update(model: Model, images: Tensor, labels: Tensor, *, batch: int, l
     return Update(values, batch, local_steps, learning_rate, bn_train, label_smoothing)
 
 
-def prepare(net: nn.Module, bn_train: bool) -> None:
-    """Set a network up for updates: dropout off, batch normalisation as asked, attention written out.
+def plain_attention() -> AbstractContextManager[None]:
+    """Compute attention by kernels that have second derivatives, as clients and their inverters do alike.
 
-    Fused attention has no second derivative, which gradient matching needs; both sides use the same kernel so that
-    the true images reproduce the update.
+    Fused kernels have none, which gradient matching needs; the same kernel on both sides lets the true images reproduce
+    an update.
     """
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def prepare(net: nn.Module, bn_train: bool) -> None:
+    """Set a network up for updates: dropout off, batch normalisation as asked, attention written out."""
     net.eval()
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -7,7 +7,8 @@ import torch
 from gradient_views import CLASSES, CONV, LONGER, MLP, QUICK, SHAPE, VIT, attacked, decibels, run, smooth
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ppbench.attacks import _gradient_match
 from ppbench.attacks._algebra import residual
@@ -325,3 +326,57 @@ def test_optimised_labels_are_not_asked_for_where_they_are_granted() -> None:
     view, _ = attacked(targets=2, batch=1)
     granted = View(replace(view.sealed, labels=torch.tensor([0, 1]), granted=view.granted | {"labels"}))
     assert "labels given" in run(GradientMatching(preset="dlg", steps=3), granted).note
+
+
+class Attention(nn.Module):
+    """A layer whose fused kernel has no second derivative."""
+
+    def __init__(self, num_classes: int, in_chans: int = 3) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(in_chans, 16, 4, 4)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(16, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.layer(self.patches(images).flatten(2).mT).mean(1))
+        return logits
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return slope.clone()
+
+
+class OnceDifferentiable(nn.Module):
+    def __init__(self, num_classes: int, in_chans: int = 3) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(in_chans, 4, 4, 4), nn.Linear(64, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(_Once.apply(self.patches(images).tanh()).flatten(1))
+        return logits
+
+
+def test_fused_attention_is_matched_all_the_same() -> None:
+    view, _ = attacked(Recipe(f"{__name__}:Attention"))
+    assert run(QUICK, view).objective[1].max() < 0.5
+
+
+def test_a_network_without_second_derivatives_is_told() -> None:
+    view, _ = attacked(Recipe(f"{__name__}:OnceDifferentiable"))
+    with pytest.raises(NotApplicable, match=r"cannot be differentiated twice.*choose a model without such layers"):
+        run(QUICK, view)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_given_labels_that_the_gradients_contradict_are_told(batch: int) -> None:
+    view, _ = attacked(CONV, targets=4, batch=batch)
+    for labels, note in ((torch.arange(4), False), (torch.tensor([0, 1, 3, 2]), batch == 1)):
+        sealed = replace(view.sealed, granted=view.granted | {"labels"}, labels=labels)
+        assert ("contradict the gradients of 2 of 4" in run(QUICK, View(sealed)).note) == note

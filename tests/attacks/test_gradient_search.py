@@ -10,7 +10,7 @@ from torch import Tensor
 from ppbench.attacks import _gradient_search
 from ppbench.attacks._features import Features, features_of
 from ppbench.attacks._gradient_problem import Client, Explained
-from ppbench.attacks._gradient_search import WIDER, Aim, Found, State, at_once, rate_at, search, signed
+from ppbench.attacks._gradient_search import Aim, Found, State, at_once, rate_at, search, signed
 from ppbench.attacks._gradient_settings import Settings
 from ppbench.attacks._spectrum import spectrum_of
 from ppbench.seeding import generator
@@ -66,7 +66,7 @@ def test_a_step_in_the_spectrum_by_hand() -> None:
     there = replace(aim(how), spectrum=spectrum)
     end, _ = _gradient_search.descend(problem, start, there, 0, 1)
     moved = spectrum.coefficients(end.images - start.images)
-    expected = how.learning_rate * WIDER * spectrum.deviations.expand_as(moved)
+    expected = how.learning_rate * spectrum.deviations.expand_as(moved)
     torch.testing.assert_close(moved.abs(), expected, rtol=1e-3, atol=1e-5)
     images = start.images.clone().requires_grad_()
     slope, = torch.autograd.grad(problem.explainer()(images, problem.labels).cosine().sum(), images)
