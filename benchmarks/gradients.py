@@ -1,4 +1,4 @@
-"""What gradients give away: closed forms, searches, crafted models, beside other implementations.
+"""What gradients give away: closed forms, crafted models, searches and their costs, beside other implementations.
 
     python benchmarks/gradients.py [--quick] [--json FILE] [--invertinggradients FOLDER]
 
@@ -13,8 +13,10 @@ from pathlib import Path
 
 import torch
 from _beside import beside
+from _costs import costs
 from _crafted import crafted
 from _exact import exact
+from _searches import searches
 from _table import show
 
 
@@ -27,7 +29,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)  # as a run does: more threads change float results
     found = []
-    for part in (exact, crafted, partial(beside, repository=asked.invertinggradients)):
+    for part in (exact, crafted, searches, costs, partial(beside, repository=asked.invertinggradients)):
         for figure in part(asked.quick):
             found.append(figure)
             print(f"{figure.case}: {figure.figure} {figure.value:.4g}", file=sys.stderr, flush=True)
