@@ -43,14 +43,14 @@ class GradientNoise(UpdateDefense):
             values[name] = value * scale + self.clip * self.noise * drawn
         return replace(update, values=values)
 
-    def epsilon(self, updates: int, delta: float = 1e-5) -> float:
+    def epsilon(self, updates: int, delta: float = 1e-5) -> float | None:
         """Return the epsilon of (epsilon, delta) differential privacy for one image in so many updates of its client.
 
         Images count as neighbours where one is replaced by another; the accountant is that of Renyi differential
-        privacy (Mironov 2017, arXiv 1702.07476) in `opacus`. Without noise it is infinite.
+        privacy (Mironov 2017, arXiv 1702.07476) in `opacus`. Without noise there is none.
         """
         if not self.noise:
-            return float("inf")
+            return None
         from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 
         orders = [1 + 10 ** (x / 100) for x in range(-400, 400)]

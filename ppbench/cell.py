@@ -60,6 +60,7 @@ async def _accuracies(plan: Plan, cell: Cell, flow: Flow) -> Row:
     warning = honest.info["warning"]
     return {"task_accuracy": reached.info["accuracy"], "task_accuracy_honest": honest.info["accuracy"],
             "task_accuracy_plain": plain.info["accuracy"], "victim_adapted": adapted,
+            "epsilon_update": honest.info["epsilon_update"], "epsilon_training": honest.info["epsilon_training"],
             "note": f"victim: {warning}" if warning else ""}
 
 

@@ -171,6 +171,13 @@ class Defense(ABC):
         """Return the update that the client sends in place of its own (gradient-side defenses)."""
         return update
 
+    def epsilon(self, updates: int, delta: float = 1e-5) -> float | None:
+        """Return the epsilon of (epsilon, delta) differential privacy for one image in so many protected updates.
+
+        None = the defense guarantees none.
+        """
+        return None
+
     def pieces(self, shape: Shape) -> Pieces | None:
         """Say what happens to square blocks of an image of `shape`; None = the defense has no blocks."""
         return None

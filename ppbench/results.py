@@ -38,7 +38,8 @@ COLUMNS: tuple[str, ...] = (
     "leakage_lpips_high", "leakage_identification", "leakage_identification_low", "leakage_identification_high",
     "leakage_verification", "leakage_verification_low", "leakage_verification_high",
     # utility
-    "task_accuracy", "task_accuracy_honest", "task_accuracy_plain", "victim_adapted",
+    "task_accuracy", "task_accuracy_honest", "task_accuracy_plain", "victim_adapted", "epsilon_update",
+    "epsilon_training",
     # meaning
     "ssim_def", "psnr_def", "lpips_def", "identification_def", "identification_feature_def",
     "recognition_def", "verification_def", "piece_def",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ppbench import central
 from ppbench.central import School, train_centrally
+from ppbench.defenses.gradient_noise import GradientNoise
 from ppbench.federated import train_federated
 from ppbench.lessons import Lesson, Lessons, Same
 from ppbench.model import Update
@@ -127,6 +128,9 @@ def test_a_run_trains_on_protected_updates_and_attacks_them(tiny_npz: Path, tmp_
     found = rows(tmp_path, tiny_npz, [noise, {"use": "secure-aggregation", "cohort": 2}], clients=clients)
     assert (found["status"] == "ok").all()
     assert found["aligned"].tolist() == ["true", "true", "within 2"]
+    assert found["epsilon_update"].iloc[1] == pytest.approx(GradientNoise(noise=10.0).epsilon(1))
+    assert found["epsilon_training"].iloc[1] == pytest.approx(GradientNoise(noise=10.0).epsilon(2))
+    assert found[["epsilon_update", "epsilon_training"]].iloc[[0, 2]].isna().all(axis=None)
     trained = torch.stack([value["net.1.weight"] for value in states(tmp_path)])  # In no order that means anything.
     gaps = (trained[:, None] - trained).abs().amax((2, 3))
     assert gaps.shape == (3, 3)

@@ -95,7 +95,8 @@ def make_victim(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) ->
         hidden = attack.finish(release, dict(model.state), acting)
         model = replace(model, state=_checked_state(hidden, model.state))
     accuracy = victim.accuracy(model, protected.queries, protected.query_labels)
-    return Made(Trained(model, accuracy), {"accuracy": accuracy, "warning": warning})
+    times = recipe.rounds if recipe.clients > 1 else recipe.passes(len(release))  # an image is in one update each
+    return Made(Trained(model, accuracy), {"accuracy": accuracy, "warning": warning} | _guarantees(params, times))
 
 
 def make_update(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
@@ -125,6 +126,13 @@ def _shield(params: dict[str, Any], rng: torch.Generator) -> Shield | None:
         return None
     defense, seed = defense_of(params["shield"]), int(torch.randint(2**62, (), generator=rng))
     return lambda update, number: defense.protect_update(update, generator(derive_seed(seed, number)))
+
+
+def _guarantees(params: dict[str, Any], times: int) -> dict[str, float | None]:
+    """Return the epsilon of an image in one update, and in the training, of so many; None = nothing is guaranteed."""
+    defense = defense_of(params["shield"]) if "shield" in params else None
+    return {name: defense.epsilon(updates) if defense is not None else None
+            for name, updates in (("epsilon_update", 1), ("epsilon_training", times))}
 
 
 def _owner(clients: Clients | None, release: Release) -> Tensor | None:
