@@ -3,7 +3,8 @@
 Which search recovers most depends on the network, the batch and the defense; so does how much of what it finds is to be
 believed. The server runs the clients' own protocol on images of its own, tries every search on what comes out, and
 keeps the one whose estimates were closest. Of coefficients that the rehearsal got wrong only that share is kept which
-brought estimates closest to the originals (linear shrinkage, as a Wiener filter's), the rest is the public mean.
+brought estimates closest to the originals (linear shrinkage, as a Wiener filter's), the rest is the public mean; not
+where most estimates are right already, and a few are not.
 """
 
 import math
@@ -19,14 +20,14 @@ from ppbench.data import Images
 from ppbench.defense import Release, resize
 from ppbench.lessons import lesson_of
 from ppbench.matching import assign
-from ppbench.metrics import SSIM_WINDOW, psnr, ssim
+from ppbench.metrics import PSNR_CAP, SSIM_WINDOW, psnr, ssim
 from ppbench.model import Update
 from ppbench.seeding import spawn
 from ppbench.updates import client_update
 
 SMOOTH = (nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus)
 KINKED = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.MaxPool2d)
-GAIN = 0.01  # of SSIM, by which shrinkage must be better: it is left off where nothing is to be gained
+GAIN = 0.01  # of SSIM, that shrinkage must bring half the images or more: it spoils those that are right already
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,11 @@ def rehearse(how: Settings, scene: Scene) -> Way:
         found = recovered(problem, settings, scene, algebra).images[rows].flatten(0, 1).clamp(0, 1)
         found = found[assign(found, originals, size)]
         shrinkage = fitted(spectrum, found, originals)
-        tried.append((_likeness(found, originals), Way(settings, note=_told(settings))))
-        tried.append((_likeness(shrinkage(found).clamp(0, 1), originals) - GAIN,
-                      Way(settings, shrinkage, f"{_told(settings)}, shrunk")))
+        plain, shrunk = (likeness(images, originals) for images in (found, shrinkage(found).clamp(0, 1)))
+        gains = bool((shrunk - plain).median() > GAIN)
+        tried.append((float((shrunk if gains else plain).mean()), Way(settings, shrinkage if gains else None)))
     way = max(tried, key=lambda one: one[0])[1]
-    return replace(way, note=f"{way.note}: best of {len(tried)} ways on {len(originals)} public images")
+    return replace(way, note=f"{_told(way)}: best of {len(tried)} on {len(originals)} public images")
 
 
 def fitted(spectrum: Spectrum, found: Tensor, truth: Tensor) -> Shrinkage:
@@ -137,10 +138,10 @@ def _staged(images: Images, scene: Scene) -> tuple[Update, Tensor, Tensor]:
     return defense.protect_update(update, scene.rng), release.images, release.labels
 
 
-def _likeness(found: Tensor, truth: Tensor) -> float:
-    """Return the mean SSIM; of images that are smaller than its window, a PSNR of 60 dB counts as 1."""
+def likeness(found: Tensor, truth: Tensor) -> Tensor:
+    """Return the SSIM of each pair `[N]`; of images that are smaller than its window, a PSNR of 60 dB counts as 1."""
     small = min(truth.shape[2:]) < SSIM_WINDOW
-    return float((psnr(found, truth) / 60 if small else ssim(found, truth)).mean())
+    return psnr(found, truth).div(PSNR_CAP) if small else ssim(found, truth)
 
 
 def _smooth(net: nn.Module) -> bool:
@@ -149,5 +150,7 @@ def _smooth(net: nn.Module) -> bool:
     return any(isinstance(one, SMOOTH) for one in layers) and not any(isinstance(one, KINKED) for one in layers)
 
 
-def _told(how: Settings) -> str:
-    return f"{how.optimiser}{' in the spectrum' if how.spectrum == 'always' else ''}"
+def _told(way: Way) -> str:
+    how = way.settings
+    where = " in the spectrum" if how.spectrum == "always" else ""
+    return f"{how.optimiser}{where}{', shrunk' if way.shrinkage else ''}"
