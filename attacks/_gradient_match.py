@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -42,6 +42,7 @@ class Scene:
         like: `[M, c, h, w]`, images like the released ones.
         rng: draws starts.
         generator: of images like the public ones; None = there is none.
+        tapes: whether one follows the network, for clients that were asked about (`followed`).
     """
 
     view: View
@@ -49,6 +50,7 @@ class Scene:
     like: Tensor
     rng: torch.Generator
     generator: GeneratorNet | None = None
+    tapes: dict[Client, bool] = field(default_factory=dict)
 
     @cached_property
     def trained(self) -> bool:
@@ -72,13 +74,24 @@ class Scene:
         client = Client(size, part, update.local_steps, update.learning_rate, update.bn_train, update.label_smoothing)
         return Problem(self.net, given, goals, client, taped=False, imitated=_imitation(self.view.algorithm.defense))
 
+    def followed(self, problem: Problem) -> Problem:
+        """Return a problem with a tape, where one follows the network: which is found out once for all like it.
+
+        Raises:
+            NotApplicable: the network has no second derivatives.
+        """
+        if problem.client not in self.tapes:
+            some = self.like[torch.arange(problem.client.size) % len(self.like)]
+            check_slopes(problem, some)
+            self.tapes[problem.client] = follows(problem, some)
+        return replace(problem, taped=self.tapes[problem.client])
 
     def doubts(self, update: Update, labels: Tensor | None) -> list[str]:
         """Say where given labels `[N]`, of single images, are not those that the last layer's gradients tell."""
-        name = f"{last_linear(self.net, self.view.classes)}.bias"
-        if labels is None or update.batch * update.clients > 1 or update.local_steps > 1 or name not in update.values:
+        if labels is None or update.batch * update.clients > 1 or update.local_steps > 1:
             return []
-        wrong = int((update.values[name].argmin(1) != labels).sum())
+        bias = update.values.get(f"{last_linear(self.net, self.view.classes)}.bias")
+        wrong = int((bias.argmin(1) != labels).sum()) if bias is not None else 0
         return [f"given labels contradict the gradients of {wrong} of {len(labels)}"] if wrong else []
 
 
@@ -142,10 +155,7 @@ def recovered(problem: Problem, how: Settings, scene: Scene, algebra: Algebra | 
 
 def _searched(problem: Problem, how: Settings, scene: Scene, warm: Tensor | None, believed: Believed | None) -> Matched:
     """Search for images, from starts drawn at random and one that is nearly right, if there is one."""
-    size = problem.labels.shape[1]
-    some = scene.like[torch.arange(size) % len(scene.like)]
-    check_slopes(problem, some)
-    problem = replace(problem, taped=follows(problem, some))
+    problem = scene.followed(problem)
     spectral = how.optimiser == "adam" and how.spectrum == "always"
     how = replace(how, init="public") if spectral else how
     starts = [_start(problem, how, scene) for _ in range(how.restarts)]
@@ -178,7 +188,7 @@ def _found(problem: Problem, starts: list[State], aim: Aim, generator: Generator
     if early == how.steps:
         return drawn
     later = replace(aim, settings=replace(how, steps=how.steps - early))
-    return search(problem, [replace(starts[0], images=drawn.images)], later)
+    return search(problem, [*starts[:-1], replace(starts[-1], images=drawn.images)], later)
 
 
 def _features(problem: Problem, scene: Scene) -> Features | None:

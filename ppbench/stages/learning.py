@@ -95,8 +95,11 @@ def make_victim(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) ->
         hidden = attack.finish(release, dict(model.state), acting)
         model = replace(model, state=_checked_state(hidden, model.state))
     accuracy = victim.accuracy(model, protected.queries, protected.query_labels)
+    defense = defense_of(params["shield"]) if "shield" in params else None
     times = recipe.rounds if recipe.clients > 1 else recipe.passes(len(release))  # an image is in one update each
-    return Made(Trained(model, accuracy), {"accuracy": accuracy, "warning": warning} | _guarantees(params, times))
+    guaranteed = {"epsilon_update": defense.epsilon(1) if defense else None,
+                  "epsilon_training": defense.epsilon(times) if defense and not _counts(model) else None}
+    return Made(Trained(model, accuracy), {"accuracy": accuracy, "warning": warning} | guaranteed)
 
 
 def make_update(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
@@ -128,11 +131,9 @@ def _shield(params: dict[str, Any], rng: torch.Generator) -> Shield | None:
     return lambda update, number: defense.protect_update(update, generator(derive_seed(seed, number)))
 
 
-def _guarantees(params: dict[str, Any], times: int) -> dict[str, float | None]:
-    """Return the epsilon of an image in one update, and in the training, of so many; None = nothing is guaranteed."""
-    defense = defense_of(params["shield"]) if "shield" in params else None
-    return {name: defense.epsilon(updates) if defense is not None else None
-            for name, updates in (("epsilon_update", 1), ("epsilon_training", times))}
+def _counts(model: Model) -> bool:
+    """Say whether training tells more of its images than updates do: running statistics, which no defense protects."""
+    return any(value.is_floating_point() for name, value in model.build().named_buffers() if "running_" in name)
 
 
 def _owner(clients: Clients | None, release: Release) -> Tensor | None:
