@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppbench.codec import Tensors, digest, under
+from ppbench.device import mixed
 from ppbench.partial import partial
 from ppbench.training import moments, set_moments, write_attention_out
 
@@ -29,7 +30,7 @@ class Descent:
     Attributes:
         steps: optimiser steps.
         rate: highest learning rate.
-        amp: compute losses in bfloat16.
+        amp: compute losses in bfloat16 (`ppbench.device.mixed`).
     """
 
     steps: int
@@ -87,7 +88,7 @@ def descend(net: nn.Module, batches: Iterator[Some], loss_of: Callable[[Some], T
         for group in optimiser.param_groups:
             group["lr"] = how.rate * _rate((step - 1) / how.steps)
         optimiser.zero_grad()
-        with torch.autocast(device, torch.bfloat16, enabled=how.amp):
+        with mixed(device, how.amp):
             loss = loss_of(some)
         if not loss.isfinite():
             break  # diverged: what was best before stays

@@ -12,6 +12,7 @@ from ppbench.attacks._gradient_problem import Explained, Explainer, Problem
 from ppbench.attacks._gradient_settings import Settings
 from ppbench.attacks._lbfgs import minimise
 from ppbench.attacks._spectrum import Spectrum
+from ppbench.device import computes_bfloat16
 from ppbench.partial import partial
 
 IMAGES_AT_ONCE = 64  # in a pass: bounds the memory
@@ -138,7 +139,9 @@ def _best_start(problem: Problem, starts: list[State], aim: Aim, last: int) -> t
 def _by_adam(problem: Problem, state: State, aim: Aim, first: int, last: int) -> tuple[State, Found]:
     how = aim.settings
     exact = problem.explainer()
-    fast = problem.explainer(torch.bfloat16) if how.fast and problem.taped else exact
+    fast = exact
+    if how.fast and problem.taped and computes_bfloat16(state.images.device.type):
+        fast = problem.explainer(torch.bfloat16)
     state = State(state.images.clone(), None if state.logits is None else state.logits.clone())
     spectrum, moves = aim.spectrum, torch.zeros_like(state.images)
     variables = [state.images if spectrum is None else moves, *([] if state.logits is None else [state.logits])]

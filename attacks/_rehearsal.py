@@ -3,8 +3,9 @@
 Which search recovers most depends on the network, the batch and the defense; so does how much of what it finds is to be
 believed. The server runs the clients' own protocol on images of its own, tries every search on what comes out, and
 keeps the one whose estimates were closest. Of coefficients that the rehearsal got wrong only that share is kept which
-brought estimates closest to the originals (linear shrinkage, as a Wiener filter's), the rest is the public mean; not
-where most estimates are right already, and a few are not.
+brought estimates closest to the originals (linear shrinkage, as a Wiener filter's), the rest is the public mean; less
+of them, or nothing, where that looks more like the originals; all where most estimates are right already, and a few are
+not.
 """
 
 import math
@@ -28,6 +29,7 @@ from ppbench.updates import client_update
 SMOOTH = (nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus)
 KINKED = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.MaxPool2d)
 GAIN = 0.01  # of SSIM, that shrinkage must bring half the images or more: it spoils those that are right already
+PARTS = (1.0, 0.5, 0.0)  # of the shares that bring estimates closest: less of them may look more like the originals
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,21 @@ def rehearse(how: Settings, scene: Scene) -> Way:
     spectrum, tried = spectrum_of(scene.like), []
     for settings in open_to:
         found = recovered(problem, settings, scene, algebra).images[rows].flatten(0, 1).clamp(0, 1)
-        found = found[assign(found, originals, size)]
-        shrinkage = fitted(spectrum, found, originals)
-        plain, shrunk = (likeness(images, originals) for images in (found, shrinkage(found).clamp(0, 1)))
-        gains = bool((shrunk - plain).median() > GAIN)
-        tried.append((float((shrunk if gains else plain).mean()), Way(settings, shrinkage if gains else None)))
+        belief, value = _believed(spectrum, found[assign(found, originals, size)], originals)
+        tried.append((value, Way(settings, belief)))
     way = max(tried, key=lambda one: one[0])[1]
     return replace(way, note=f"{_told(way)}: best of {len(tried)} on {len(originals)} public images")
+
+
+def _believed(spectrum: Spectrum, found: Tensor, truth: Tensor) -> tuple[Shrinkage | None, float]:
+    """Choose how much of estimates `[N, c, h, w]` is believed; return what is left of their mean likeness, too."""
+    best, chosen, fit = likeness(found, truth), None, fitted(spectrum, found, truth)
+    for part in PARTS:
+        less = replace(fit, shares=part * fit.shares)
+        shrunk = likeness(less(found).clamp(0, 1), truth)
+        if (shrunk - best).median() > GAIN:
+            best, chosen = shrunk, less
+    return chosen, float(best.mean())
 
 
 def fitted(spectrum: Spectrum, found: Tensor, truth: Tensor) -> Shrinkage:
@@ -153,4 +163,5 @@ def _smooth(net: nn.Module) -> bool:
 def _told(way: Way) -> str:
     how = way.settings
     where = " in the spectrum" if how.spectrum == "always" else ""
-    return f"{how.optimiser}{where}{', shrunk' if way.shrinkage else ''}"
+    believed = "" if way.shrinkage is None else ", shrunk" if way.shrinkage.shares.any() else ", nothing believed"
+    return f"{how.optimiser}{where}{believed}"

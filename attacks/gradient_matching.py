@@ -68,7 +68,7 @@ class GradientMatching(Attack):
             the others; for defenses that leave images in their shape, without a key.
         generator_steps: of its training, at 32 x 32 pixels.
         closed_form: solve for what algebra gives, first.
-        fast: compute in bfloat16 but for the last fifth of the steps.
+        fast: compute in bfloat16 but for the last fifth of the steps, on GPUs and CPUs that have it.
         rehearsals: public images on which the attack is tried first, to choose what is left open above and how much
             of an estimate is believed; 0 = none.
     """

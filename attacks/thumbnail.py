@@ -64,7 +64,7 @@ class Thumbnail(Attack):
         width: channels at half the side; twice as many with every further halving.
         depth: convolutions at every side on the way down, and on the way up.
         rate: highest learning rate.
-        amp: let the U-Net learn in bfloat16: several times as fast on a GPU or a CPU with AMX, slow on other CPUs.
+        amp: let the U-Net learn in bfloat16, on GPUs and CPUs that have it: several times as fast.
     """
 
     requires = frozenset({"images", "public", "algorithm"})

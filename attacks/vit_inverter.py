@@ -39,7 +39,7 @@ class VitInverter(InverterAttack):
         width: of a token.
         depth: blocks of the encoder, and of the decoder.
         rate: highest learning rate.
-        amp: learn in bfloat16: several times as fast on a GPU or a CPU with AMX, slow on other CPUs.
+        amp: learn in bfloat16, on GPUs and CPUs that have it: several times as fast.
         arrange: estimate where moved blocks belong, and put them there; false: paint the image anew.
     """
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ppbench.codec import Tensors
 from ppbench.data import Shape
 from ppbench.defenses._bn_statistics import bn_layers
+from ppbench.device import mixed
 from ppbench.errors import UserError
 from ppbench.model import Model, for_images
 from ppbench.partial import partial
@@ -94,7 +95,7 @@ def train(net: nn.Module, images: Tensor, labels: Tensor, epochs: int, rng: torc
           batch: int = 64, lr: float = 5e-3, amp: bool = False) -> None:
     """Train a classifier on images `[N, C, H, W]` in [0, 1] with flips and shifts by up to 1/8; leave it in eval mode.
 
-    Adam, its learning rate falling as a cosine; with `amp` in bfloat16.
+    Adam, its learning rate falling as a cosine; with `amp` in bfloat16 (`ppbench.device.mixed`).
     """
     layout = torch.channels_last if amp else torch.contiguous_format  # the kernels of bfloat16 are fastest so
     net.to(memory_format=layout)
@@ -107,7 +108,7 @@ def train(net: nn.Module, images: Tensor, labels: Tensor, epochs: int, rng: torc
         # equal parts: a last batch of one image would leave batch norm nothing to normalise by
         for rows in torch.randperm(len(images), generator=rng).to(images.device).tensor_split(parts):
             seen = shifted(images[rows], rng).contiguous(memory_format=layout)
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+            with mixed(images.device.type, amp):
                 outputs = net(seen)
             loss = F.cross_entropy(outputs.float(), labels[rows])
             optimiser.zero_grad()

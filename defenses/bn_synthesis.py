@@ -27,7 +27,7 @@ from ppbench.defenses._bn_statistics import (
     tapped,
 )
 from ppbench.defenses._bn_teacher import fresh_teacher, shifted, train
-from ppbench.device import out_of_memory
+from ppbench.device import mixed, out_of_memory
 from ppbench.errors import UserError
 from ppbench.partial import partial
 from ppbench.seeding import generator, seeded
@@ -72,7 +72,7 @@ class BnSynthesis(Defense):
         l2_weight: weight of the mean squared value (0 = mid-grey).
         lr: Adam's learning rate, for pixels in [-1, 1].
         amp: let the teacher compute in bfloat16 while it learns and while images are optimised (sums stay in float32):
-            some twice as fast on a GPU or a CPU with AMX, slow on a CPU without. The images are others than in float32.
+            some twice as fast on a GPU or a CPU that has bfloat16; others go on in float32. The images differ.
     """
 
     partnered = False
@@ -244,7 +244,7 @@ class BnSynthesis(Defense):
             wanted: for each BN layer the mean and variance `[batches, channels]` to match.
         """
         images = ((values + 1) / 2).contiguous(memory_format=torch.channels_last)
-        with tapped(teacher, sizes) as found, torch.autocast(values.device.type, torch.bfloat16, enabled=self.amp):
+        with tapped(teacher, sizes) as found, mixed(values.device.type, self.amp):
             logits = teacher(images)
         smooth = (values.diff(dim=2) ** 2).mean((1, 2, 3)) + (values.diff(dim=3) ** 2).mean((1, 2, 3))
         each = (self.ce_weight * F.cross_entropy(logits.float(), labels, reduction="none") + self.tv_weight * smooth

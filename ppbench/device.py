@@ -52,9 +52,32 @@ def find_device(name: str) -> str:
     return f"cuda:{number}"
 
 
+def computes_bfloat16(kind: str) -> bool:
+    """Say whether a kind of device, `cpu` or `cuda`, computes in bfloat16 itself.
+
+    Others emulate it, which takes many times as long as float32.
+    """
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return _cpu_has_bfloat16()
+
+
+def mixed(kind: str, wanted: bool) -> torch.autocast:
+    """Return what lets networks compute in bfloat16, if that is wanted, where this kind of device does so itself."""
+    return torch.autocast(kind, torch.bfloat16, enabled=wanted and computes_bfloat16(kind))
+
+
 def described(name: str) -> str:
-    """Name a device as it stands in a row: `cpu`, or with the model of the card."""
-    return name if name == "cpu" else f"{name} ({torch.cuda.get_device_name(name)})"
+    """Name a device as it stands in a row: `cpu`, or with the model of the card; and if it has no bfloat16."""
+    full = name if name == "cpu" else f"{name} ({torch.cuda.get_device_name(name)})"
+    return full if computes_bfloat16(torch.device(name).type) else f"{full}, no bfloat16"
+
+
+def _cpu_has_bfloat16() -> bool:
+    told = getattr(torch.cpu, "get_capabilities", None)
+    if told is None:  # an older torch
+        return bool(torch.backends.cpu.get_cpu_capability() == "AVX512")
+    return any(told().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -33,7 +33,7 @@ class Recipe:
             time in two), or `crop-flip` (the same, after a shift by up to an eighth of the side, the edge repeated).
         protect_anew: the client protects its images anew in every epoch (fresh shuffles, fresh mixtures; keys of a
             client or of all stay); follows from `augment`. Otherwise one release is learnt from again and again.
-        amp: compute in bfloat16 where torch's autocast does (CPU with AMX, CUDA: several times faster).
+        amp: compute in bfloat16 where torch's autocast does, on GPUs and CPUs that have it (several times faster).
         channels_last: store feature maps channels last (faster for convolutions).
         clients: how many hold the private images.
         local_epochs: passes of a client between two averages.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ppbench.codec import Tensors, under
-from ppbench.device import device, out_of_memory
+from ppbench.device import device, mixed, out_of_memory
 from ppbench.errors import UserError
 from ppbench.lessons import Lesson, batch_rows
 from ppbench.model import Update
@@ -85,7 +85,7 @@ class Trainer:
         if course.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         try:
-            with torch.autocast(device().type, torch.bfloat16, enabled=course.recipe.amp):
+            with mixed(device().type, course.recipe.amp):
                 outputs = self.net(images)
             loss = course.task.loss(outputs.float(), goals, lesson.temperature)
             whole = loss if course.penalty is None else loss + course.penalty(self.net)

@@ -21,6 +21,12 @@ Run = Callable[..., tuple[int, str, str]]
 REAL = Path(os.environ.get("PPBENCH_DATA", Path(__file__).parents[1] / ".." / "shared"))
 
 
+@pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a CPU without bfloat16 emulate it."""
+    monkeypatch.setattr("ppbench.device._cpu_has_bfloat16", lambda: True)
+
+
 class Silent:
     """An observer that only remembers."""
 

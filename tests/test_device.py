@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ppbench.device import computing_on, device, find_device, out_of_memory
+from ppbench.device import computing_on, described, device, find_device, mixed, out_of_memory
 from ppbench.errors import UserError
 
 
@@ -20,6 +20,27 @@ def test_what_runs_knows_its_device() -> None:
     with computing_on("meta"):
         assert device().type == "meta"
     assert device().type == "cpu"
+
+
+@pytest.mark.parametrize(("given", "has"), [({"avx2": True}, False), ({"avx512_f": True, "avx512_bf16": False}, False),
+                                            ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True),
+                                            ({"neon": True, "bf16": True}, True), ({"neon": True}, False)])
+def test_bfloat16_is_computed_in_only_where_the_processor_does(monkeypatch: pytest.MonkeyPatch,
+                                                               given: dict[str, bool], has: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: given, raising=False)
+    weights, rows = torch.eye(3), torch.rand(2, 3)
+    for wanted in (True, False):
+        with mixed("cpu", wanted):
+            found = torch.nn.functional.linear(rows, weights)
+        assert found.dtype == (torch.bfloat16 if has and wanted else torch.float32)
+    assert described("cpu") == ("cpu" if has else "cpu, no bfloat16")
+
+
+@pytest.mark.parametrize(("kernels", "has"), [("AVX512", True), ("AVX2", False)])
+def test_of_an_older_torch_its_kernels_tell(monkeypatch: pytest.MonkeyPatch, kernels: str, has: bool) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kernels)
+    assert described("cpu") == ("cpu" if has else "cpu, no bfloat16")
 
 
 def test_missing_memory_is_recognised() -> None:

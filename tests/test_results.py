@@ -13,6 +13,7 @@ from conftest import tiny_plan
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppbench.device import described
 from ppbench.results import COLUMNS, PER_IMAGE_COLUMNS, base_row, read_row, to_csv, write_row
 
 ROW: dict[str, Any] = {"cell": "abc", "status": "ok", "ssim": 0.1 + 0.2, "psnr": None, "lpips": float("nan"), "seed": 0}
@@ -144,4 +145,4 @@ def test_the_plan_fills_the_columns_that_it_decides(tiny_npz: Path) -> None:
     assert row["attack_code"].count("+") == 1
     assert len(row["defense_code"]) == 12
     assert row["version_torch"]
-    assert row["device"] == "cpu"
+    assert row["device"] == described("cpu")

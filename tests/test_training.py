@@ -122,6 +122,7 @@ def test_steps_are_counted_as_they_are_taken() -> None:
     assert steps_of(17, 8, 3) == 6  # the last single image joins its neighbours
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_half_precision_learns_as_well() -> None:
     losses = {}
     for amp in (False, True):

@@ -38,6 +38,7 @@ def errors(images: Tensor, client: Client = TWO) -> Tensor:
     return (images - batches(client)).square().flatten(1).mean(1)
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("how", [
     QUICK, replace(QUICK, sign="soft"), replace(QUICK, sign="none"), replace(QUICK, schedule="steps"),
     replace(QUICK, schedule="constant", learning_rate=0.02), replace(QUICK, warm_up=10), replace(QUICK, noise=0.01),

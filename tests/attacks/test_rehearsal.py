@@ -8,10 +8,11 @@ from torch import nn
 from ppbench.attacks import _rehearsal
 from ppbench.attacks._gradient_match import Matched, Scene
 from ppbench.attacks._gradient_settings import PRESETS, Settings
-from ppbench.attacks._rehearsal import _staged, fitted, rehearse, ways
+from ppbench.attacks._rehearsal import GAIN, _believed, _staged, fitted, likeness, rehearse, ways
 from ppbench.attacks._released import like_released
 from ppbench.attacks._spectrum import spectrum_of
 from ppbench.attacks.gradient_matching import GradientMatching
+from ppbench.blocks import cut, join
 from ppbench.data import Images
 from ppbench.defense import PerImageDefense
 from ppbench.model import Update
@@ -53,6 +54,21 @@ def test_of_what_tells_nothing_the_public_mean_is_left() -> None:
     spectrum = spectrum_of(truth)
     found = fitted(spectrum, truth.flip(0), truth)(truth.flip(0))
     assert decibels(found, truth).mean() > decibels(spectrum.mean.expand_as(truth), truth).mean() - 0.2
+
+
+def test_of_pieces_in_the_wrong_places_no_more_is_believed_than_looks_like_the_originals() -> None:
+    """Their colours bring estimates closer to the originals, and make them look less like them."""
+    truth = smooth(64, 3).pixels
+    spectrum = spectrum_of(truth)
+    order = torch.randperm(16, generator=generator(5))
+    moved = join(cut(truth, 4)[:, order], SHAPE)
+    mean = likeness(spectrum.mean.expand_as(truth), truth).mean()
+    belief, value = _believed(spectrum, moved, truth)
+    assert belief is not None
+    assert value == pytest.approx(float(likeness(belief(moved).clamp(0, 1), truth).mean()))
+    assert likeness(moved, truth).mean() < mean
+    assert value > mean - GAIN
+    assert _believed(spectrum, truth, truth) == (None, 1.0)
 
 
 def test_searches_that_a_network_leaves_open_are_tried() -> None:

@@ -333,6 +333,7 @@ def test_the_teachers_logits_are_released(monkeypatch: pytest.MonkeyPatch) -> No
 # ---- bfloat16
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_bfloat16_is_near_to_float32_and_repeatable() -> None:
     private = coloured([0, 1] * 12)
     net = teacher_of(private, 5)
