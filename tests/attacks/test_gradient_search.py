@@ -122,9 +122,10 @@ def test_labels_are_found_with_the_images() -> None:
 
 
 def test_every_problem_is_searched_alike_alone_or_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    together = found(QUICK)
+    how = replace(QUICK, steps=10, sign="none")  # many signs let one rounding decide
+    together = found(how)
     monkeypatch.setattr(_gradient_search, "IMAGES_AT_ONCE", 1)
-    torch.testing.assert_close(found(QUICK).images, together.images, atol=0.02, rtol=0)
+    torch.testing.assert_close(found(how).images, together.images, atol=0.01, rtol=0)
     assert at_once(made(CONV, TWO)) == 1
 
 
