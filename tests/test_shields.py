@@ -122,6 +122,13 @@ def rows(folder: Path, npz: Path, defenses: list[Any], **more: Any) -> pd.DataFr
     return pd.read_csv(folder / "tiny" / "results.csv")
 
 
+def test_statistics_that_no_noise_covers_leave_no_epsilon_of_the_training(tiny_npz: Path, tmp_path: Path) -> None:
+    noise = {"use": "gradient-noise", "clip": 0.01, "noise": 10.0}
+    found = rows(tmp_path, tiny_npz, [noise], model="ppbench.nets:cifar_resnet", kwargs={"depth": 8}).iloc[1]
+    assert found["epsilon_update"] == pytest.approx(GradientNoise(noise=10.0).epsilon(1))
+    assert pd.isna(found["epsilon_training"])
+
+
 @pytest.mark.parametrize("clients", [1, 2])
 def test_a_run_trains_on_protected_updates_and_attacks_them(tiny_npz: Path, tmp_path: Path, clients: int) -> None:
     noise = {"use": "gradient-noise", "clip": 0.01, "noise": 10.0}

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gradient_views import CLASSES, CONV, QUICK, SHAPE, attacked, decibels, run
+from gradient_views import CLASSES, CONV, QUICK, SHAPE, VIT, attacked, decibels, run
 from torch.nn.functional import one_hot
 
 from ppbench.attacks._gan import Generator
@@ -58,6 +58,16 @@ def test_the_generator_comes_first_and_the_rest_goes_on_from_there() -> None:
     plain = run(replace(DRAWN, generator=0.0), view)
     assert "generator" not in plain.note
     assert not replace(DRAWN, generator=0.0).priors(view)
+
+
+def test_a_generator_is_searched_beside_what_algebra_nearly_tells() -> None:
+    view, true = attacked(VIT, targets=2, batch=1, spoilt=0.01)
+    nearly = run(replace(DRAWN, generator=0.0, steps=2), view)
+    found = replace(DRAWN, generator=0.5, steps=4).run(
+        view, {"generator": DRAWN.priors(view)["generator"].train(view, generator(0))}, generator(0))
+    assert "closed form (positions) for 0 of 2" in found.note
+    assert "from a public generator" in found.note
+    assert (decibels(found.images, true) > decibels(nearly.images, true) - 1).all()
 
 
 @pytest.mark.parametrize("defense", ["block-scrambling", "mixup"])
