@@ -61,13 +61,13 @@ def test_the_generator_comes_first_and_the_rest_goes_on_from_there() -> None:
 
 
 def test_a_generator_is_searched_beside_what_algebra_nearly_tells() -> None:
-    view, true = attacked(VIT, targets=2, batch=1, spoilt=0.01)
+    view, true = attacked(VIT, targets=2, batch=1, spoilt=1e-4)
     nearly = run(replace(DRAWN, generator=0.0, steps=2), view)
     found = replace(DRAWN, generator=0.5, steps=4).run(
         view, {"generator": DRAWN.priors(view)["generator"].train(view, generator(0))}, generator(0))
     assert "closed form (positions) for 0 of 2" in found.note
     assert "from a public generator" in found.note
-    assert (decibels(found.images, true) > decibels(nearly.images, true) - 1).all()
+    assert (decibels(found.images, true) > decibels(nearly.images, true) - 0.5).all()
 
 
 @pytest.mark.parametrize("defense", ["block-scrambling", "mixup"])
