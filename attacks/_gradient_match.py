@@ -18,7 +18,7 @@ from ppbench.attacks._gradient_problem import Client, Problem, check_slopes, fol
 from ppbench.attacks._gradient_search import Aim, Found, State, at_once, search
 from ppbench.attacks._gradient_settings import Settings
 from ppbench.attacks._labels import errors_of, infer_labels, last_linear
-from ppbench.attacks._spectrum import spectrum_of
+from ppbench.attacks._spectrum import Spectrum, spectrum_of
 from ppbench.codec import Tensors
 from ppbench.data import Shape
 from ppbench.defense import Defense, UpdateDefense
@@ -27,6 +27,8 @@ from ppbench.view import View
 
 EXACT = 1e-9  # share of a closed form's equations (squares) that may be left: then nothing needs optimisation
 TRAINED = 0.05  # spread of the probabilities over public images, above which a network tells them apart
+RESTARTS = 8  # of trained networks, whose searches often end at an image that explains most of a gradient, and is wrong
+DRAWN = 0.7  # of the deviations of public images, in restarts
 TILE = 4  # pixels of a start of tiles
 Imitation = Callable[[Tensors, Tensors], Tensors]
 Believed = Callable[[Tensor], Tensor]  # of estimates `[..., c, h, w]`, what is believed of them
@@ -158,7 +160,10 @@ def _searched(problem: Problem, how: Settings, scene: Scene, warm: Tensor | None
     problem = scene.followed(problem)
     spectral = how.optimiser == "adam" and how.spectrum == "always"
     how = replace(how, init="public") if spectral else how
-    starts = [_start(problem, how, scene) for _ in range(how.restarts)]
+    spectrum = spectrum_of(scene.like)
+    starts = [_start(problem, how, scene)]
+    restarts = how.restarts or (RESTARTS if scene.trained and spectral else 1)
+    starts += [_again(problem, how, scene, spectrum) for _ in range(restarts - 1)]
     if warm is not None:
         starts.insert(0, State(warm, starts[0].logits))
     lossy = problem.imitated is not None
@@ -167,7 +172,7 @@ def _searched(problem: Problem, how: Settings, scene: Scene, warm: Tensor | None
     clean = known is not None and starts[0].logits is None  # nobody added noise, and labels stand
     if how.told_errors and problem.single and clean and errors is not None:
         problem = problem.knowing(errors)
-    aim = Aim(how, scene.rng, known, _patch(problem.net), lossy, spectrum_of(scene.like) if spectral else None)
+    aim = Aim(how, scene.rng, known, _patch(problem.net), lossy, spectrum if spectral else None)
     found = _found(problem, starts, aim, scene.generator)
     objective = torch.stack([_distances(problem, images) for images in (starts[-1].images, found.images)])
     ways = {" in the spectrum": spectral, " from a public generator": scene.generator is not None,
@@ -209,6 +214,15 @@ def _distances(problem: Problem, images: Tensor) -> Tensor:
     parts = torch.arange(len(problem)).split(at_once(problem))
     return torch.cat([problem[rows].explainer(torch.float64)(images[rows].double(), problem.labels[rows])
                       .cosine().detach() for rows in parts]).float()
+
+
+def _again(problem: Problem, how: Settings, scene: Scene, spectrum: Spectrum) -> State:
+    """Draw where a restart begins: of starts near the public mean, at an image with the spectrum of public ones."""
+    start = _start(problem, how, scene)
+    if how.init != "public":
+        return start
+    drawn = spectrum.images(spectrum.deviations * torch.randn(start.images.shape, generator=scene.rng))
+    return replace(start, images=(spectrum.mean + DRAWN * drawn).clamp(0, 1))
 
 
 def _start(problem: Problem, how: Settings, scene: Scene) -> State:

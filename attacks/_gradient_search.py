@@ -20,6 +20,7 @@ WEIGHTS_AT_ONCE = 2**24  # given gradients' values that are compared in a pass, 
 EXACT = 0.2  # share of the steps, the last ones, that are never taken in bfloat16
 FALLS, MILESTONES = 0.1, (3 / 8, 5 / 8, 7 / 8)
 REACH = 8  # a restart's image may be shifted by one part in so many of its side
+MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's Adam calls them
 ENOUGH = 1e-14  # value of the objective below which L-BFGS stops
 
 
@@ -90,13 +91,16 @@ class State:
     Attributes:
         images: `[problems, size, c, h, w]`.
         logits: `[problems, size, classes]` of the labels, where these are optimised.
+        moments: Adam's, of images and of logits, mean and mean square each, by problem; empty before its first step.
     """
 
     images: Tensor
     logits: Tensor | None = None
+    moments: tuple[Tensor, ...] = ()
 
     def __getitem__(self, rows: Tensor) -> "State":
-        return State(self.images[rows], None if self.logits is None else self.logits[rows])
+        return State(self.images[rows], None if self.logits is None else self.logits[rows],
+                     tuple(one[rows] for one in self.moments))
 
     def goals(self, problem: Problem) -> Tensor:
         """Return labels, or shares of classes."""
@@ -104,12 +108,14 @@ class State:
 
 
 def search(problem: Problem, starts: list[State], aim: Aim) -> Found:
-    """Search from one or several starts for each problem; of several, the best goes on, or is returned."""
+    """Search from one or several starts for each problem; of several, the better halves go on, or the best is returned.
+    """
     how, first = aim.settings, 0
     if len(starts) > 1:
-        first = how.steps if how.group or how.optimiser == "l-bfgs" else math.ceil(how.cull * how.steps)
+        marks = culls(len(starts), how)
         rows = torch.arange(len(problem)).split(1)
-        found = [_best_start(problem[one], [start[one] for start in starts], aim[one], first) for one in rows]
+        found = [_best_start(problem[one], [start[one] for start in starts], aim[one], marks) for one in rows]
+        first = marks[-1]
         if first == how.steps:
             return joined([one[1] for one in found])
         starts = [_stacked([one[0] for one in found])]
@@ -124,16 +130,25 @@ def descend(problem: Problem, state: State, aim: Aim, first: int, last: int) -> 
     return _by_adam(problem, state, aim, first, last)
 
 
-def _best_start(problem: Problem, starts: list[State], aim: Aim, last: int) -> tuple[State, Found]:
-    """Try all starts of one problem; return the best one's state, and what it found."""
-    together = _stacked(starts)
+def culls(starts: int, how: Settings) -> list[int]:
+    """Return the steps after which the worse half of so many starts is dropped, evenly up to the share `cull`."""
+    if how.group or how.optimiser == "l-bfgs" or how.cull >= 1:
+        return [how.steps]  # all go on to the end
+    rounds = math.ceil(math.log2(starts))
+    return [math.ceil(how.cull * how.steps * (1 + done) / rounds) for done in range(rounds)]
+
+
+def _best_start(problem: Problem, starts: list[State], aim: Aim, marks: list[int]) -> tuple[State, Found]:
+    """Try all starts of one problem, fewer after each mark; return the best one's state, and what it found."""
+    states, first = _stacked(starts), 0
     count = len(starts) if aim.settings.group else max(1, IMAGES_AT_ONCE // problem.labels.shape[1])
-    found = [descend(problem.again(len(rows)), together[rows], aim, 0, last)
-             for rows in torch.arange(len(starts)).split(count)]
-    values = torch.cat([one[1].values for one in found])
-    best = values.argmin()[None]
-    ends = _stacked([one[0] for one in found])
-    return ends[best], Found(torch.cat([one[1].images for one in found])[best], values[best])
+    for mark in marks:
+        found = [descend(problem.again(len(rows)), states[rows], aim, first, mark)
+                 for rows in torch.arange(len(states.images)).split(count)]
+        met, first = joined([one[1] for one in found]), mark
+        kept = met.values.argsort()[: 1 if mark == marks[-1] else math.ceil(len(met.values) / 2)]
+        states = _stacked([one[0] for one in found])[kept]
+    return states, Found(met.images[kept], met.values[kept])
 
 
 def _by_adam(problem: Problem, state: State, aim: Aim, first: int, last: int) -> tuple[State, Found]:
@@ -142,13 +157,16 @@ def _by_adam(problem: Problem, state: State, aim: Aim, first: int, last: int) ->
     fast = exact
     if how.fast and problem.taped and computes_bfloat16(state.images.device.type):
         fast = problem.explainer(torch.bfloat16)
-    state = State(state.images.clone(), None if state.logits is None else state.logits.clone())
+    before, state = state, State(state.images.clone(), None if state.logits is None else state.logits.clone())
     spectrum, moves = aim.spectrum, torch.zeros_like(state.images)
     variables = [state.images if spectrum is None else moves, *([] if state.logits is None else [state.logits])]
     optimiser = torch.optim.Adam([{"params": [one]} for one in variables])
+    for one, mean, square in zip(variables, before.moments[::2], before.moments[1::2], strict=bool(before.moments)):
+        optimiser.state[one] = {"step": torch.tensor(float(first)),
+                                **dict(zip(MOMENTS, (mean.clone(), square.clone()), strict=True))}
     best = Found(state.images.clone(), torch.full((len(problem),), math.inf))
     for step in range(first, last + 1):
-        explainer = fast if step < (1 - EXACT) * how.steps else exact
+        explainer = fast if step < min(last, (1 - EXACT) * how.steps) else exact
         rate = rate_at(step, how)
         values, slopes = _evaluated(explainer, state, aim, rate)
         if explainer is exact:
@@ -170,7 +188,8 @@ def _by_adam(problem: Problem, state: State, aim: Aim, first: int, last: int) ->
         if how.boxed:
             state.images.clamp_(0, 1)
         partial().report(step + 1, how.steps, "steps")
-    return state, best
+    kept = [optimiser.state[one] for one in variables]
+    return replace(state, moments=tuple(one[name] for one in kept for name in MOMENTS if one)), best
 
 
 def _by_lbfgs(problem: Problem, state: State, aim: Aim) -> tuple[State, Found]:
@@ -195,7 +214,7 @@ def _by_lbfgs(problem: Problem, state: State, aim: Aim) -> tuple[State, Found]:
 def _evaluated(explainer: Explainer, state: State, aim: Aim, rate: float = 1.0) -> tuple[Tensor, list[Tensor]]:
     """Return the values `[problems]` and their slopes; a slope that is not finite is none."""
     parts = [part.detach().requires_grad_() for part in (state.images, state.logits) if part is not None]
-    now = State(*parts)
+    now = State(parts[0], parts[1] if len(parts) > 1 else None)
     with torch.enable_grad():
         values = aim.value(explainer(now.images, now.goals(explainer.problem)), now.images, rate)
         if aim.settings.group:
@@ -239,7 +258,8 @@ def at_once(problem: Problem) -> int:
 
 def _stacked(states: list[State]) -> State:
     logits = [state.logits for state in states if state.logits is not None]
-    return State(torch.cat([state.images for state in states]), torch.cat(logits) if logits else None)
+    moments = tuple(torch.cat(parts) for parts in zip(*(state.moments for state in states), strict=True))
+    return State(torch.cat([state.images for state in states]), torch.cat(logits) if logits else None, moments)
 
 
 def joined(found: list[Found]) -> Found:

@@ -31,7 +31,9 @@ class Settings:
         schedule: of the learning rate: constant, times a tenth after 3/8, 5/8 and 7/8 of the steps, or half a cosine.
         warm_up: steps over which the learning rate rises.
         boxed: pixels stay in [0, 1].
-        init: starts: grey or the mean of protected public images with slight noise, noise, or tiles of noise.
+        init: starts: grey or the mean of protected public images with slight noise, noise, or tiles of noise. Restarts
+            from `public` are images drawn at random with the spectrum of public ones: where steps from the mean lead to
+            a wrong image, they do so again from any other point near it.
         spectrum: Adam steps in the spectrum of protected public images, from their mean (`_spectrum`): of `trained`
             networks, which tell public images apart; `always` or `never`; or, of others, as a rehearsal shows.
         labels: in closed form from the last layer, or optimised with the images.
@@ -53,8 +55,10 @@ class Settings:
         positions: weight of the cosine distance of the position embeddings' gradients alone (Lu et al. 2022).
         group: weight of the distance from the mean of all restarts, each shifted to fit (Yin et al. 2021).
         noise: Langevin noise, in multiples of the learning rate.
-        restarts: independent starts for every update.
-        cull: share of the steps after which only the best start goes on; 1 = all go on to the end.
+        restarts: independent starts for every update; 0 = eight of networks that tell public images apart, one of
+            others.
+        cull: share of the steps after which only the best start goes on; until then, the worse half is dropped at equal
+            intervals (successive halving, Karnin et al. 2013). 1 = all go on to the end.
         generator: share of the steps that are taken in the codes and features of a generator of public images; where
             they end, the others start. 0 = none.
         closed_form: solve for what algebra gives, and optimise the rest only.
@@ -99,7 +103,7 @@ class Settings:
 PRESETS: dict[Preset, Settings] = {
     # ours: closed forms, then what the cosine and the last layer say, as a rehearsal shows
     "ppbench": Settings(optimiser="rehearsed", spectrum="rehearsed", tv=1.0, relative=True, lossy_tv=0.003,
-                        features=0.1, told_errors=True, rehearsals=8),
+                        features=0.1, told_errors=True, rehearsals=8, restarts=0, cull=0.5),
     # Zhu et al. 2019, "Deep leakage from gradients" (arXiv 1906.08935)
     "dlg": Settings("euclidean", "l-bfgs", 1200, boxed=False, init="noise", labels="optimised", closed_form=False),
     # Zhao et al. 2020, "iDLG" (arXiv 2001.02610)

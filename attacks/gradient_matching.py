@@ -45,14 +45,15 @@ class GradientMatching(Attack):
     Attributes:
         preset: `ppbench` (ours), or a published attack.
         steps: of the optimiser.
-        restarts: independent starts for every update, tried as one batch.
-        cull: share of the steps after which only the best start goes on.
+        restarts: independent starts for every update, tried as one batch; 0 = eight of trained networks, one of others.
+        cull: share of the steps after which only the best start goes on; before, the worse halves are dropped.
         objective: `cosine` distance of the gradients, or their relative squared distance (`euclidean`).
         optimiser: `adam`, `l-bfgs`, or whichever a rehearsal shows to be better (`rehearsed`).
         learning_rate: of Adam, in units of the pixel range [0, 1].
         sign: of the gradient that Adam is given: `hard`, `soft` or `none`.
         schedule: of the learning rate: `constant`, `steps` or `cosine`.
-        init: starts: `grey` or the mean of protected `public` images with slight noise, `noise`, `tiles` of noise.
+        init: starts: `grey` or the mean of protected `public` images with slight noise, `noise`, `tiles` of noise;
+            restarts from `public` are drawn with the spectrum of public images.
         spectrum: whether Adam steps in the spectrum of public images: of `trained` networks, `always`, `never`, or of
             all trained ones and whichever others a rehearsal shows (`rehearsed`).
         labels: `inferred` in closed form, or `optimised`; where the threat model grants them, neither.
@@ -112,8 +113,7 @@ class GradientMatching(Attack):
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
         how = self.settings()
         between(how, 1, MOST_STEPS, "steps")
-        at_least(how, 1, "restarts")
-        at_least(how, 0, "tv", "lossy_tv", "statistics", "features", "group", "rehearsals")
+        at_least(how, 0, "restarts", "tv", "lossy_tv", "statistics", "features", "group", "rehearsals")
         above_zero(how, "learning_rate", "cull")
         between(self, 1, MOST_STEPS, "generator_steps")
         if not 0 <= how.generator <= 1:

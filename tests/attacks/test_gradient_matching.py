@@ -14,8 +14,11 @@ from ppbench.attacks import _gradient_match
 from ppbench.attacks._algebra import residual
 from ppbench.attacks._closed_form import vit_inputs
 from ppbench.attacks._first_layer import linear_inputs
-from ppbench.attacks._gradient_settings import PRESETS
+from ppbench.attacks._gradient_match import Scene, _again
+from ppbench.attacks._gradient_settings import PRESETS, Settings
 from ppbench.attacks._labels import infer_labels, labels_from_bias
+from ppbench.attacks._released import like_released
+from ppbench.attacks._spectrum import spectrum_of
 from ppbench.attacks.gradient_matching import GradientMatching
 from ppbench.errors import NotApplicable
 from ppbench.model import Normalised, Update
@@ -212,6 +215,21 @@ def test_an_update_is_matched_through_its_defense(defense: str, params: dict[str
     assert decibels(through.images, true).mean() > decibels(plain.images, true).mean() + gain
 
 
+def test_restarts_from_the_public_mean_are_drawn_like_public_images() -> None:
+    view, _ = attacked(targets=64)
+    scene = Scene(view, view.model.build(), like_released(view, generator(1)), generator(2))
+    problem = scene.problem(view.update, 2, slice(None), torch.zeros(64, dtype=torch.int64))
+    spectrum = spectrum_of(scene.like)
+    grey, drawn = (_again(problem, Settings(init=init), scene, spectrum).images for init in ("grey", "public"))
+    assert grey.shape == drawn.shape == (32, 2, *SHAPE)
+    assert (grey - 0.5).std() == pytest.approx(0.1, abs=0.01)
+    assert 0 <= drawn.min() <= drawn.max() <= 1
+    assert drawn.std(0).mean() == pytest.approx(0.7 * float(scene.like.std(0).mean()), rel=0.1)
+    sizes = spectrum.coefficients(drawn - spectrum.mean).square().mean((0, 1)).sqrt()
+    together = torch.stack([sizes.flatten(), spectrum.deviations.flatten()]).log()
+    assert torch.corrcoef(together)[0, 1] > 0.9
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_of_a_trained_network_the_search_is_in_the_spectrum(batch: int) -> None:
     view, true = attacked(targets=4, batch=batch)
@@ -229,6 +247,7 @@ def test_of_a_trained_network_the_search_is_in_the_spectrum(batch: int) -> None:
     found = {name: run(GradientMatching(steps=150, rehearsals=0, spectrum=name), trained)
              for name in ("trained", "never")}
     assert "in the spectrum" in found["trained"].note
+    assert {name: "8 start(s)" in one.note for name, one in found.items()} == {"trained": True, "never": False}
     assert "in the spectrum" not in found["never"].note
     assert "in the spectrum" not in run(QUICK, view).note
     score = {name: decibels(one.images, true).mean() for name, one in found.items()}
@@ -293,7 +312,7 @@ def test_an_update_of_zeros_gives_finite_images() -> None:
 
 
 @settings(max_examples=20)
-@given(st.sampled_from([{"steps": 0}, {"restarts": 0}, {"learning_rate": 0.0}, {"tv": -1.0},
+@given(st.sampled_from([{"steps": 0}, {"restarts": -1}, {"learning_rate": 0.0}, {"tv": -1.0},
                         {"cull": 0.0}, {"preset": "best"}, {"objective": "l1"}, {"init": "black"}]))
 def test_nonsense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -311,7 +330,7 @@ def test_the_objective_is_told_from_start_to_end() -> None:
 @pytest.mark.parametrize("recipe", [CONV, VIT, Recipe("timm:test_resnet")])
 def test_every_preset_runs_on_every_network(preset: Any, recipe: Recipe) -> None:
     view, _ = attacked(recipe, targets=3, batch=2)
-    attack = GradientMatching(preset=preset, steps=4, restarts=min(2, PRESETS[preset].restarts))
+    attack = GradientMatching(preset=preset, steps=4, restarts=min(2, PRESETS[preset].restarts) or None)
     note = run(attack, view).note
     assert f"{attack.settings().objective}" in note
     assert ("labels optimised" in note) == (preset == "dlg")

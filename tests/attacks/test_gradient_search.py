@@ -10,7 +10,7 @@ from torch import Tensor
 from ppbench.attacks import _gradient_search
 from ppbench.attacks._features import Features, features_of
 from ppbench.attacks._gradient_problem import Client, Explained
-from ppbench.attacks._gradient_search import Aim, Found, State, at_once, rate_at, search, signed
+from ppbench.attacks._gradient_search import Aim, Found, State, at_once, culls, rate_at, search, signed
 from ppbench.attacks._gradient_settings import Settings
 from ppbench.attacks._spectrum import spectrum_of
 from ppbench.seeding import generator
@@ -89,7 +89,33 @@ def test_of_several_starts_the_best_goes_on(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(_gradient_search, "descend",
                         lambda problem, *rest: passes.append(len(problem)) or descend(problem, *rest))  # type: ignore[func-returns-value]
     search(problem, [far[0], near, far[1]], aim(how))
-    assert passes == [3, 3, 3, 3]  # three starts for each of three problems, then the three problems
+    assert passes == [3, 2] * 3 + [3]  # three starts for each of three problems, two of them, then the three problems
+
+
+@pytest.mark.parametrize("spectral", [False, True])
+def test_a_search_in_parts_is_the_whole_search(spectral: bool) -> None:
+    problem, start = made(CONV, TWO), starts(1)[0]
+    how = replace(QUICK, steps=12, sign="none")
+    there = replace(aim(how), spectrum=spectrum_of(torch.rand(50, *SHAPE, generator=generator(3)))) if spectral \
+        else aim(how)
+    labels = torch.zeros(*problem.labels.shape, CLASSES)
+    for begin in (start, replace(start, logits=labels)):
+        whole, _ = _gradient_search.descend(problem, begin, there, 0, 12)
+        middle, _ = _gradient_search.descend(problem, begin, there, 0, 5)
+        rows = torch.tensor([2, 0])  # some of the problems, in another order
+        parts, _ = _gradient_search.descend(problem[rows], middle[rows], there, 5, 12)
+        torch.testing.assert_close(parts.images, whole.images[rows], atol=1e-3, rtol=0)
+        if whole.logits is not None:
+            torch.testing.assert_close(parts.logits, whole.logits[rows], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("count", "how", "expected"), [
+    (8, Settings(steps=300, cull=0.5), [50, 100, 150]), (2, Settings(steps=100, cull=0.1), [10]),
+    (3, Settings(steps=100, cull=0.1), [5, 10]), (4, Settings(steps=100, cull=1.0), [100]),
+    (4, Settings(steps=1, cull=0.1), [1, 1]), (4, Settings(optimiser="l-bfgs", steps=50), [50])])
+def test_the_worse_half_of_starts_is_dropped_at_equal_intervals(count: int, how: Settings,
+                                                                expected: list[int]) -> None:
+    assert culls(count, how) == expected
 
 
 def test_restarts_of_l_bfgs_and_groups_run_to_the_end() -> None:
