@@ -59,6 +59,11 @@ class Scene:
         """Whether the network tells public images apart."""
         return spread(self.net, self.like) > TRAINED
 
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """The spectrum of images like the released ones."""
+        return spectrum_of(self.like)
+
     def problem(self, update: Update, size: int, rows: slice, labels: Tensor | None) -> Problem:
         """Return the updates of some batches of one size, as mean gradients over a client's steps.
 
@@ -160,21 +165,20 @@ def _searched(problem: Problem, how: Settings, scene: Scene, warm: Tensor | None
     problem = scene.followed(problem)
     spectral = how.optimiser == "adam" and how.spectrum == "always"
     how = replace(how, init="public") if spectral else how
-    spectrum = spectrum_of(scene.like)
-    starts = [_start(problem, how, scene)]
+    fresh = _start(problem, how, scene)
     restarts = how.restarts or (RESTARTS if scene.trained and spectral else 1)
-    starts += [_again(problem, how, scene, spectrum) for _ in range(restarts - 1)]
+    starts = [fresh, *(_again(problem, how, scene) for _ in range(restarts - 1))]
     if warm is not None:
-        starts.insert(0, State(warm, starts[0].logits))
+        starts.insert(0, replace(fresh, images=warm))
     lossy = problem.imitated is not None
     known = None if lossy else _features(problem, scene)
     errors = errors_of(problem.net, problem.given, scene.view.classes)
     clean = known is not None and starts[0].logits is None  # nobody added noise, and labels stand
     if how.told_errors and problem.single and clean and errors is not None:
         problem = problem.knowing(errors)
-    aim = Aim(how, scene.rng, known, _patch(problem.net), lossy, spectrum if spectral else None)
+    aim = Aim(how, scene.rng, known, _patch(problem.net), lossy, scene.spectrum if spectral else None)
     found = _found(problem, starts, aim, scene.generator)
-    objective = torch.stack([_distances(problem, images) for images in (starts[-1].images, found.images)])
+    objective = torch.stack([_distances(problem, images) for images in (fresh.images, found.images)])
     ways = {" in the spectrum": spectral, " from a public generator": scene.generator is not None,
             ", errors told": problem.errors is not None, ", through the defense": lossy}
     told = "".join(way for way, taken in ways.items() if taken)
@@ -216,9 +220,9 @@ def _distances(problem: Problem, images: Tensor) -> Tensor:
                       .cosine().detach() for rows in parts]).float()
 
 
-def _again(problem: Problem, how: Settings, scene: Scene, spectrum: Spectrum) -> State:
+def _again(problem: Problem, how: Settings, scene: Scene) -> State:
     """Draw where a restart begins: of starts near the public mean, at an image with the spectrum of public ones."""
-    start = _start(problem, how, scene)
+    start, spectrum = _start(problem, how, scene), scene.spectrum
     if how.init != "public":
         return start
     drawn = spectrum.images(spectrum.deviations * torch.randn(start.images.shape, generator=scene.rng))

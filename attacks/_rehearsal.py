@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ppbench.attacks._gradient_match import Scene, recovered, solved
 from ppbench.attacks._gradient_settings import Settings, Where
-from ppbench.attacks._spectrum import Spectrum, spectrum_of
+from ppbench.attacks._spectrum import Spectrum
 from ppbench.data import Images
 from ppbench.defense import Release, resize
 from ppbench.lessons import lesson_of
@@ -92,10 +92,10 @@ def rehearse(how: Settings, scene: Scene) -> Way:
     if len(rows) == 0:
         return Way(open_to[0])
     originals = truth.unflatten(0, (-1, size))[rows].flatten(0, 1)
-    spectrum, tried = spectrum_of(scene.like), []
+    tried: list[tuple[float, Way]] = []
     for settings in open_to:
         found = recovered(problem, settings, scene, algebra).images[rows].flatten(0, 1).clamp(0, 1)
-        belief, value = _believed(spectrum, found[assign(found, originals, size)], originals)
+        belief, value = _believed(scene.spectrum, found[assign(found, originals, size)], originals)
         tried.append((value, Way(settings, belief)))
     way = max(tried, key=lambda one: one[0])[1]
     return replace(way, note=f"{_told(way)}: best of {len(tried)} on {len(originals)} public images")

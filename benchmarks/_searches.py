@@ -77,7 +77,7 @@ def _cases(quick: bool) -> Iterator[Case]:
     teacher = resnet20()
     if teacher is not None:
         for count, batch in ((32, 1), (8, 4), (16, 8)):
-            yield Case("ResNet-20, trained", teacher, GradientMatching(steps=800, fast=True), count, batch,
+            yield Case("ResNet-20, trained", teacher, GradientMatching(steps=300), count, batch,
                        targets=(16, 0, 0.9, 0) if batch == 1 else (0, 0, 0, 0))
 
 

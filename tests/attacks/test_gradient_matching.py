@@ -18,7 +18,6 @@ from ppbench.attacks._gradient_match import Scene, _again
 from ppbench.attacks._gradient_settings import PRESETS, Settings
 from ppbench.attacks._labels import infer_labels, labels_from_bias
 from ppbench.attacks._released import like_released
-from ppbench.attacks._spectrum import spectrum_of
 from ppbench.attacks.gradient_matching import GradientMatching
 from ppbench.errors import NotApplicable
 from ppbench.model import Normalised, Update
@@ -219,8 +218,8 @@ def test_restarts_from_the_public_mean_are_drawn_like_public_images() -> None:
     view, _ = attacked(targets=64)
     scene = Scene(view, view.model.build(), like_released(view, generator(1)), generator(2))
     problem = scene.problem(view.update, 2, slice(None), torch.zeros(64, dtype=torch.int64))
-    spectrum = spectrum_of(scene.like)
-    grey, drawn = (_again(problem, Settings(init=init), scene, spectrum).images for init in ("grey", "public"))
+    spectrum = scene.spectrum
+    grey, drawn = (_again(problem, Settings(init=init), scene).images for init in ("grey", "public"))
     assert grey.shape == drawn.shape == (32, 2, *SHAPE)
     assert (grey - 0.5).std() == pytest.approx(0.1, abs=0.01)
     assert 0 <= drawn.min() <= drawn.max() <= 1
