@@ -41,7 +41,7 @@ def test_list_and_help_do_not_import_torch() -> None:
 def test_a_real_run_in_processes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ppbench", "run", "--dataset", "faces,private=40,public=60,test=40",
                "--defense", "none", "--defense", "patch-shuffle,patch=8", "--attack", "as-released",
-               "--attack", "jigsaw",
+               "--attack", "jigsaw,steps=20",
                "--output", str(tmp_path)]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
     (folder,) = tmp_path.glob("photos-*")

@@ -19,6 +19,7 @@ from ppbench.errors import UserError
 from ppbench.puzzle import PUZZLE_DEFINITION, SCORES
 
 BASIC = ["blind", "key-holder", "as-released"]
+JIGSAW = {"use": "jigsaw", "steps": 2}
 
 
 def table(folder: Path) -> pd.DataFrame:
@@ -47,7 +48,7 @@ def test_a_matrix_gives_a_row_a_cell_and_all_its_files(tiny_npz: Path, tmp_path:
 
 def test_a_rebuilt_puzzle_is_scored_image_by_image(tiny_npz: Path, tmp_path: Path) -> None:
     etc = {"use": "block-scrambling", "preset": "etc", "block": 4}
-    plan = tiny_plan(tiny_npz, [], ["key-holder", "jigsaw", "blind"], score={"groups": ["psnr", "pieces"]},
+    plan = tiny_plan(tiny_npz, [], ["key-holder", JIGSAW, "blind"], score={"groups": ["psnr", "pieces"]},
                      defense=[{"use": "none"}, {"use": "patch-shuffle", "patch": 8}, etc])
     result, _ = tiny_run(plan, tmp_path)
     assert [row["status"] for row in result.rows] == ["ok"] * 9
@@ -69,7 +70,7 @@ def test_a_rebuilt_puzzle_is_scored_image_by_image(tiny_npz: Path, tmp_path: Pat
 
 
 def test_inline_and_processes_agree_to_the_byte(tiny_npz: Path, tmp_path: Path) -> None:
-    plan = tiny_plan(tiny_npz, ["none", "block-scrambling", "mixup"], [*BASIC, "jigsaw", "memorization"])
+    plan = tiny_plan(tiny_npz, ["none", "block-scrambling", "mixup"], [*BASIC, JIGSAW, "memorization"])
     tiny_run(plan, tmp_path / "a", "inline")
     tiny_run(plan, tmp_path / "b", "processes")
     assert (tmp_path / "a/tiny/results.csv").read_bytes() == (tmp_path / "b/tiny/results.csv").read_bytes()
@@ -98,7 +99,7 @@ def test_the_same_command_computes_nothing_again(tiny_npz: Path, tmp_path: Path)
 
 def test_each_shared_artefact_is_computed_once(tiny_npz: Path, tmp_path: Path) -> None:
     result, _ = tiny_run(tiny_plan(tiny_npz, ["none", "constant", "patch-shuffle"],
-                                   [*BASIC, "jigsaw", "memorization"],
+                                   [*BASIC, JIGSAW, "memorization"],
                                    score={"groups": ["ssim", "identification", "recognition", "task"]}), tmp_path)
     assert result.computed["split"] == 1
     assert result.computed["judge"] == 1
@@ -187,8 +188,8 @@ class Broken(PerImageDefense):
 
 
 def test_a_chain_takes_the_outer_estimate_further(tiny_npz: Path, tmp_path: Path) -> None:
-    chain = {"use": "memorization", "then": {"use": "jigsaw"}}
-    tiny_run(tiny_plan(tiny_npz, ["patch-shuffle"], ["memorization", chain, "jigsaw"]), tmp_path)
+    chain = {"use": "memorization", "then": JIGSAW}
+    tiny_run(tiny_plan(tiny_npz, ["patch-shuffle"], ["memorization", chain, JIGSAW]), tmp_path)
     rows = table(tmp_path).set_index("attack")
     assert rows.loc["memorization+jigsaw", "status"] == "ok"
     # The weights hold the release bit by bit, so the chain solves the same puzzles as jigsaw on the release.
