@@ -18,6 +18,7 @@ from ppbench.attacks._gradient_problem import Client, Problem, check_slopes, fol
 from ppbench.attacks._gradient_search import Aim, Found, State, at_once, search
 from ppbench.attacks._gradient_settings import Settings
 from ppbench.attacks._labels import errors_of, infer_labels, last_linear
+from ppbench.attacks._spans import spans_of
 from ppbench.attacks._spectrum import Spectrum, spectrum_of
 from ppbench.codec import Tensors
 from ppbench.data import Shape
@@ -28,6 +29,8 @@ from ppbench.view import View
 EXACT = 1e-9  # share of a closed form's equations (squares) that may be left: then nothing needs optimisation
 TRAINED = 0.05  # spread of the probabilities over public images, above which a network tells them apart
 RESTARTS = 8  # of trained networks, whose searches often end at an image that explains most of a gradient, and is wrong
+SPANS_AT_ONCE = 8  # problems: bounds the memory
+SPAN_RATE = 0.05  # of steps by spans, with slopes as they are
 DRAWN = 0.7  # of the deviations of public images, in restarts
 TILE = 4  # pixels of a start of tiles
 Imitation = Callable[[Tensors, Tensors], Tensors]
@@ -166,12 +169,14 @@ def _searched(problem: Problem, how: Settings, scene: Scene, warm: Tensor | None
     spectral = how.optimiser == "adam" and how.spectrum == "always"
     how = replace(how, init="public") if spectral else how
     fresh = _start(problem, how, scene)
-    restarts = how.restarts or (RESTARTS if scene.trained and spectral else 1)
-    starts = [fresh, *(_again(problem, how, scene) for _ in range(restarts - 1))]
-    if warm is not None:
-        starts.insert(0, replace(fresh, images=warm))
     lossy = problem.imitated is not None
     known = None if lossy else _features(problem, scene)
+    within = Aim(how, scene.rng, known, spectrum=scene.spectrum if spectral else None)
+    spanned = _spanned(problem, within, fresh) if how.spans and problem.single and not lossy else None
+    restarts = how.restarts or (RESTARTS if scene.trained and spectral and spanned is None else 1)
+    starts = [spanned or fresh, *(_again(problem, how, scene) for _ in range(restarts - 1))]
+    if warm is not None:
+        starts.insert(0, replace(fresh, images=warm))
     errors = errors_of(problem.net, problem.given, scene.view.classes)
     clean = known is not None and starts[0].logits is None  # nobody added noise, and labels stand
     if how.told_errors and problem.single and clean and errors is not None:
@@ -179,12 +184,26 @@ def _searched(problem: Problem, how: Settings, scene: Scene, warm: Tensor | None
     aim = Aim(how, scene.rng, known, _patch(problem.net), lossy, scene.spectrum if spectral else None)
     found = _found(problem, starts, aim, scene.generator)
     objective = torch.stack([_distances(problem, images) for images in (fresh.images, found.images)])
-    ways = {" in the spectrum": spectral, " from a public generator": scene.generator is not None,
+    ways = {" in the spectrum": spectral, " from the spans of activations": spanned is not None,
+            " from a public generator": scene.generator is not None,
             ", errors told": problem.errors is not None, ", through the defense": lossy}
     told = "".join(way for way, taken in ways.items() if taken)
     note = (f"{how.objective}{'+tv' if how.tv else ''}{told}, {how.steps} steps of {how.optimiser}, "
             f"{len(starts)} start(s), cosine distance {objective[1].mean():.2g}")
     return Matched(found.images if believed is None else believed(found.images), objective, note)
+
+
+def _spanned(problem: Problem, aim: Aim, start: State) -> State | None:
+    """Look for images whose activations lie where gradients say; None = these do not say."""
+    how = replace(aim.settings, objective="cosine", optimiser="adam", sign="none", learning_rate=SPAN_RATE,
+                  steps=aim.settings.spans, fast=False, group=0.0)
+    aim, images, told = replace(aim, settings=how), start.images.clone(), False
+    for rows in torch.arange(len(problem)).split(SPANS_AT_ONCE):
+        some = problem[rows]
+        spans = spans_of(some.net, some.given, images[0])
+        if spans:
+            images[rows], told = search(replace(some, spans=spans), [State(images[rows])], aim[rows]).images, True
+    return replace(start, images=images) if told else None
 
 
 def _found(problem: Problem, starts: list[State], aim: Aim, generator: GeneratorNet | None) -> Found:

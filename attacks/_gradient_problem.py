@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ppbench.attacks._spans import Span
 from ppbench.attacks._tape import Tape, Unsupported
 from ppbench.attacks._twins import Linear, Loose, Still
 from ppbench.attacks._weight_gradients import Sums, added, inner, written_sums
@@ -60,6 +61,7 @@ class Problem:
             all of it.
         errors: `[problems, size, classes]`, derivatives of the clients' loss by the logits, where these are told; None
             = they follow from images and labels.
+        spans: in which the inputs of some layers lie; where there are any, images are held against these alone.
     """
 
     net: nn.Module
@@ -69,6 +71,7 @@ class Problem:
     taped: bool = True
     imitated: Callable[[Tensors, Tensors], Tensors] | None = None
     errors: Tensor | None = None
+    spans: tuple[Span, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,7 +79,8 @@ class Problem:
     def __getitem__(self, rows: Tensor) -> "Problem":
         shared = len(next(iter(self.given.values()))) == 1
         return replace(self, given=self.given if shared else {name: value[rows] for name, value in self.given.items()},
-                       labels=self.labels[rows], errors=None if self.errors is None else self.errors[rows])
+                       labels=self.labels[rows], errors=None if self.errors is None else self.errors[rows],
+                       spans=tuple(span[rows] for span in self.spans))
 
     @property
     def single(self) -> bool:
@@ -106,6 +110,8 @@ class Problem:
 
     def explainer(self, dtype: torch.dtype = torch.float32) -> "Explainer":
         """Return what holds images against the gradients, computing in a precision."""
+        if self.spans:
+            return Spanned(self, dtype)
         return Taped(self, dtype) if self.taped else Unrolled(self, dtype)
 
 
@@ -191,6 +197,27 @@ class Taped(Explainer):
         sums = [(self.tape.told[note.twin], note.twin.given["pos_embed"]) for note in self.tape.notes
                 if isinstance(note.twin, Loose) and note.twin.name == "pos_embed"]
         return cosine_distance(sums[0][0], inner(sums[0][1], sums[0][1])) if sums else None
+
+
+class Spanned(Explainer):
+    """By the spans in which the inputs of some layers lie: no derivative of gradients, nor labels."""
+
+    def __call__(self, images: Tensor, goals: Tensor) -> Explained:
+        """Hold images against the spans; the cosine distance is the mean share of the inputs beside them."""
+        seen: dict[str, Tensor] = {}
+        layers = {name: layer for name, layer in self.problem.net.named_modules() if isinstance(layer, nn.Linear)
+                  or name in {span.layer for span in self.problem.spans}}
+        hooks = [layer.register_forward_pre_hook(lambda _, inputs, name=name: seen.__setitem__(name, inputs[0]))
+                 for name, layer in layers.items()]
+        try:
+            self.problem.net(images.flatten(0, 1).to(self.norm.dtype))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        inside = torch.stack([span.inside(seen[span.layer]) for span in self.problem.spans]).mean(0)
+        last = [seen[name] for name in seen if isinstance(layers[name], nn.Linear)][-1:]
+        features = last[0].unflatten(0, (len(images), -1)) if last and last[0].ndim == 2 else None
+        return Explained(inside, torch.ones_like(inside), torch.ones_like(inside), features)
 
 
 class Unrolled(Explainer):

@@ -63,6 +63,7 @@ class Settings:
             they end, the others start. 0 = none.
         closed_form: solve for what algebra gives, and optimise the rest only.
         fast: compute in bfloat16 up to the last fifth of the steps.
+        spans: steps by the spans in which layers' inputs lie (`_spans`), of single images, before the others.
         rehearsals: public images on which the attack is tried first (`_rehearsal`), rounded up to whole updates.
     """
 
@@ -95,6 +96,7 @@ class Settings:
     generator: float = 0.0
     closed_form: bool = True
     fast: bool = False
+    spans: int = 0
     rehearsals: int = 0
 
 
@@ -103,7 +105,7 @@ class Settings:
 PRESETS: dict[Preset, Settings] = {
     # ours: closed forms, then what the cosine and the last layer say, as a rehearsal shows
     "ppbench": Settings(optimiser="rehearsed", spectrum="rehearsed", tv=1.0, relative=True, lossy_tv=0.003,
-                        features=0.1, told_errors=True, rehearsals=8, restarts=0, cull=0.5),
+                        features=0.1, told_errors=True, rehearsals=8, restarts=0, cull=0.5, spans=200),
     # Zhu et al. 2019, "Deep leakage from gradients" (arXiv 1906.08935)
     "dlg": Settings("euclidean", "l-bfgs", 1200, boxed=False, init="noise", labels="optimised", closed_form=False),
     # Zhao et al. 2020, "iDLG" (arXiv 2001.02610)

@@ -70,6 +70,8 @@ class GradientMatching(Attack):
         generator_steps: of its training, at 32 x 32 pixels.
         closed_form: solve for what algebra gives, first.
         fast: compute in bfloat16 but for the last fifth of the steps, on GPUs and CPUs that have it.
+        spans: steps that only look for images whose activations lie where convolutions' gradients say, before the
+            others: of single images.
         rehearsals: public images on which the attack is tried first, to choose what is left open above and how much
             of an estimate is believed; 0 = none.
     """
@@ -102,6 +104,7 @@ class GradientMatching(Attack):
     generator_steps: int = Generator.steps
     closed_form: bool | None = None
     fast: bool | None = None
+    spans: int | None = None
     rehearsals: int | None = None
 
     def __post_init__(self) -> None:
@@ -113,7 +116,7 @@ class GradientMatching(Attack):
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
         how = self.settings()
         between(how, 1, MOST_STEPS, "steps")
-        at_least(how, 0, "restarts", "tv", "lossy_tv", "statistics", "features", "group", "rehearsals")
+        at_least(how, 0, "restarts", "tv", "lossy_tv", "statistics", "features", "group", "spans", "rehearsals")
         above_zero(how, "learning_rate", "cull")
         between(self, 1, MOST_STEPS, "generator_steps")
         if not 0 <= how.generator <= 1:
