@@ -22,7 +22,7 @@ DIRECTIONS = 128  # at most, in which inputs may lie
 LIVE = 0.85  # of the places, at least so many dimensions that gradients span
 NIL = 1e-5  # singular value, beside the first, of a row that adds nothing
 DOUBT = 2e-3  # share of its patches' squares that an input may have outside the span, and be half believed
-VALUES, COEFFICIENTS, TAPS = 2**16, 2**13, 2**25  # of an input, its patches, and pairs of taps: bounds what it takes
+VALUES, COEFFICIENTS, TAPS = 2**16, 10_240, 2**25  # of an input, its patches, pairs of taps: bounds time and memory
 RIDGE, ROUNDS = 1e-4, 6  # of the inverse iteration
 
 
