@@ -151,8 +151,8 @@ def _directions(rows: Tensor, places: Places) -> Tensor:
     none = rows.new_zeros(places.shape.numel(), DIRECTIONS)
     _, sizes, basis = torch.linalg.svd(rows.double(), full_matrices=False)
     basis = basis[:count][sizes[:count] > NIL * sizes[0]].to(rows.dtype)
-    if len(basis) < LIVE * count:
-        return none
+    if len(basis) < LIVE * count or (sizes[count:] > NIL * sizes[0]).any():
+        return none  # too few patches were seen, or more than there are places: noise was added
     overlaps = _overlaps(basis, places)
     values, found = _highest(overlaps, min(DIRECTIONS, len(overlaps)))
     outside = (1 - values).clamp(min=0)

@@ -129,6 +129,15 @@ def test_an_image_without_a_gradient_is_told_nothing_and_spoils_no_other() -> No
     assert inside[1] == 0
 
 
+def test_noise_is_not_taken_for_patches() -> None:
+    images = torch.rand(1, 9, 6, 6, generator=generator(0)).double()
+    net = nn.Sequential(drawn(9, 40, kernel_size=3, padding=1))
+    given = gradients(net, images)
+    rows = given["0.weight"]
+    given["0.weight"] = rows + 1e-3 * rows.std() * torch.randn(rows.shape, generator=generator(2)).double()
+    assert spans_of(net, given, images) == ()
+
+
 def test_the_highest_eigenvectors_are_those_of_torch() -> None:
     turned = torch.linalg.qr(torch.randn(60, 60, generator=generator(0)).double())[0]
     true = torch.cat([torch.linspace(0, 0.9, 50), torch.tensor([1 - 10.0**-power for power in range(2, 12)])]).double()
