@@ -7,9 +7,10 @@ tells the whole image (Phong et al. 2017, "Privacy-preserving deep learning"; Ge
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ppbench.attacks._algebra import Solved, residual
+from ppbench.attacks._heard import heard
 from ppbench.codec import Tensors
 from ppbench.data import Shape
 
@@ -44,16 +45,8 @@ def linear_inputs(net: nn.Module, grads: Tensors, shape: Shape) -> Solved | None
 def _first_linear(net: nn.Module, shape: Shape) -> str | None:
     """Return the name of the layer that sees the whole normalised image first, as it is."""
     probe = torch.linspace(0, 1, math.prod(shape)).reshape(1, *shape)
-    names = {module: name for name, module in net.named_modules() if list(module.parameters(recurse=False))}
-    seen: list[tuple[nn.Module, Tensor]] = []
-    handles = [module.register_forward_pre_hook(lambda module, inputs: seen.append((module, inputs[0])))
-               for module in names]
-    try:
-        net(probe.to(next(net.parameters())))
-    finally:
-        for handle in handles:
-            handle.remove()
-    module, inputs = seen[0]
-    if not isinstance(module, nn.Linear) or inputs.shape != (1, math.prod(shape)):
+    layers = {name: module for name, module in net.named_modules() if list(module.parameters(recurse=False))}
+    name, inputs = heard(net, layers, probe.to(next(net.parameters())))[1][0]
+    if not isinstance(layers[name], nn.Linear) or inputs.shape != (1, math.prod(shape)):
         return None
-    return names[module] if torch.allclose(inputs[0], probe.flatten().to(inputs) * 2 - 1, atol=1e-6) else None
+    return name if torch.allclose(inputs[0], probe.flatten().to(inputs) * 2 - 1, atol=1e-6) else None

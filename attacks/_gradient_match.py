@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppbench.attacks._algebra import Solved
 from ppbench.attacks._closed_form import vit_inputs
@@ -172,9 +173,9 @@ def _searched(problem: Problem, how: Settings, scene: Scene, warm: Tensor | None
     lossy = problem.imitated is not None
     known = None if lossy else _features(problem, scene)
     within = Aim(how, scene.rng, known, spectrum=scene.spectrum if spectral else None)
-    spanned = _spanned(problem, within, fresh) if how.spans and problem.single and not lossy else None
+    spanned = _spanned(problem, within, fresh) if how.spans and problem.single else None
     restarts = how.restarts or (RESTARTS if scene.trained and spectral and spanned is None else 1)
-    starts = [spanned or fresh, *(_again(problem, how, scene) for _ in range(restarts - 1))]
+    starts = [fresh if spanned is None else spanned, *(_again(problem, how, scene) for _ in range(restarts - 1))]
     if warm is not None:
         starts.insert(0, replace(fresh, images=warm))
     errors = errors_of(problem.net, problem.given, scene.view.classes)
@@ -194,7 +195,9 @@ def _searched(problem: Problem, how: Settings, scene: Scene, warm: Tensor | None
 
 
 def _spanned(problem: Problem, aim: Aim, start: State) -> State | None:
-    """Look for images whose activations lie where gradients say; None = these do not say."""
+    """Look for images whose activations lie where gradients say; None = these do not say, or not undisturbed."""
+    if aim.known is None or any(isinstance(layer, _BatchNorm) and layer.training for layer in problem.net.modules()):
+        return None  # the last layer's gradients contradict each other; or images of several problems would mix
     how = replace(aim.settings, objective="cosine", optimiser="adam", sign="none", learning_rate=SPAN_RATE,
                   steps=aim.settings.spans, fast=False, group=0.0)
     aim, images, told = replace(aim, settings=how), start.images.clone(), False

@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ppbench.attacks._heard import heard
 from ppbench.attacks._spans import Span
 from ppbench.attacks._tape import Tape, Unsupported
 from ppbench.attacks._twins import Linear, Loose, Still
@@ -204,16 +205,9 @@ class Spanned(Explainer):
 
     def __call__(self, images: Tensor, goals: Tensor) -> Explained:
         """Hold images against the spans; the cosine distance is the mean share of the inputs beside them."""
-        seen: dict[str, Tensor] = {}
         layers = {name: layer for name, layer in self.problem.net.named_modules() if isinstance(layer, nn.Linear)
                   or name in {span.layer for span in self.problem.spans}}
-        hooks = [layer.register_forward_pre_hook(lambda _, inputs, name=name: seen.__setitem__(name, inputs[0]))
-                 for name, layer in layers.items()]
-        try:
-            self.problem.net(images.flatten(0, 1).to(self.norm.dtype))
-        finally:
-            for hook in hooks:
-                hook.remove()
+        seen = dict(heard(self.problem.net, layers, images.flatten(0, 1).to(self.norm.dtype))[1])
         inside = torch.stack([span.inside(seen[span.layer]) for span in self.problem.spans]).mean(0)
         last = [seen[name] for name in seen if isinstance(layers[name], nn.Linear)][-1:]
         features = last[0].unflatten(0, (len(images), -1)) if last and last[0].ndim == 2 else None

@@ -8,6 +8,7 @@ negative entry, its label (Zhao et al. 2020, "iDLG"); the counts of a batch: Wai
 import torch
 from torch import Tensor, nn
 
+from ppbench.attacks._heard import heard
 from ppbench.codec import Tensors
 from ppbench.errors import NotApplicable
 
@@ -88,10 +89,5 @@ def last_linear(net: nn.Module, classes: int) -> str:
 @torch.no_grad()
 def _mean_response(net: nn.Module, last: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean probabilities `[classes]`, and the mean input of the last layer `[features]`."""
-    seen: list[Tensor] = []
-    handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        probabilities = net(images).softmax(1).mean(0)
-    finally:
-        handle.remove()
-    return probabilities, seen[-1].flatten(0, -2).mean(0)
+    logits, seen = heard(net, {"last": last}, images)
+    return logits.softmax(1).mean(0), seen[-1][1].flatten(0, -2).mean(0)

@@ -8,12 +8,14 @@ side), it may as well be shifted towards the others. Petrov et al. 2024, "DAGER"
 by the spans of linear layers.
 """
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import fold
 
+from ppbench.attacks._heard import heard
 from ppbench.codec import Tensors
 from ppbench.seeding import generator
 
@@ -96,19 +98,12 @@ def spans_of(net: nn.Module, given: Tensors, some: Tensor) -> tuple[Span, ...]:
 
 def _looked_at(net: nn.Module, some: Tensor) -> dict[str, Places]:
     """Return where convolutions that are used once look at their inputs, in the order in which they do."""
-    seen: dict[str, list[torch.Size]] = {}
-    hooks = [module.register_forward_pre_hook(lambda _, inputs, name=name: seen.setdefault(name, [])
-                                              .append(inputs[0].shape[1:]))
-             for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]
-    try:
-        with torch.no_grad():
-            net(some)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    layers = dict(net.named_modules())
-    return {name: _places(layers[name], shapes[0]) for name, shapes in seen.items()
-            if len(shapes) == 1 and _plain(layers[name])}
+    layers = {name: module for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
+    with torch.no_grad():
+        seen = heard(net, layers, some)[1]
+    calls = Counter(name for name, _ in seen)
+    return {name: _places(layers[name], inputs.shape[1:]) for name, inputs in seen
+            if calls[name] == 1 and _plain(layers[name])}
 
 
 def _plain(layer: nn.Conv2d) -> bool:

@@ -45,7 +45,8 @@ class GradientMatching(Attack):
     Attributes:
         preset: `ppbench` (ours), or a published attack.
         steps: of the optimiser.
-        restarts: independent starts for every update, tried as one batch; 0 = eight of trained networks, one of others.
+        restarts: independent starts for every update, tried as one batch; 0 = eight of trained networks, one of others
+            and where spans tell it.
         cull: share of the steps after which only the best start goes on; before, the worse halves are dropped.
         objective: `cosine` distance of the gradients, or their relative squared distance (`euclidean`).
         optimiser: `adam`, `l-bfgs`, or whichever a rehearsal shows to be better (`rehearsed`).

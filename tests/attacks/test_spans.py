@@ -180,7 +180,8 @@ def test_labels_may_be_optimised_afterwards() -> None:
     assert "from the spans" in run(replace(BRIEF, labels="optimised", steps=2), view).note
 
 
-@pytest.mark.parametrize("how", [{"batch": 2}, {"local_steps": 2}, {"defense": "gradient-pruning"}], ids=str)
+@pytest.mark.parametrize("how", [{"batch": 2}, {"local_steps": 2}, {"bn_train": True}, {"defense": "gradient-pruning"},
+                                 {"defense": "gradient-noise"}], ids=str)
 def test_of_sums_and_of_what_a_defense_changed_nothing_is_read(how: dict[str, Any]) -> None:
     view, _ = attacked(RESNET, **{"batch": 1, **how})
     assert "spans" not in run(BRIEF, view).note
