@@ -1,11 +1,11 @@
 """A vision transformer that puts shuffled pieces in their places."""
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppbench.attacks._beliefs import Logits, doubly_stochastic, messages, rivals, seam
+from ppbench.attacks._blocks import transformer
 from ppbench.blocks import join
 from ppbench.data import Shape
 
@@ -70,9 +70,8 @@ class Arranger(nn.Module):
         channels, height, across = shape
         self.shape, self.grid = shape, (height // side, across // side)
         self.strip = min(STRIP, side)
-        heads = max(1, width // 32) if width % 32 == 0 else 1
         self.token = nn.Linear(channels * side**2, width)
-        self.encoder = nn.Sequential(*(Block(width, heads, mlp_ratio=2, qkv_bias=True) for _ in range(depth)))
+        self.encoder = transformer(width, depth)
         self.norm = nn.LayerNorm(width)
         self.place = nn.Linear(width, self.grid[0] * self.grid[1])
         beside = channels * side * self.strip

@@ -1,13 +1,12 @@
 """A vision transformer that reads the blocks of a released image and corrects a first estimate."""
 
 import math
-from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppbench.attacks._blocks import transformer
 from ppbench.attacks._inverter import Problem
 from ppbench.blocks import cut, join
 
@@ -40,12 +39,12 @@ class VitCodec(nn.Module):
                        and problem.released == problem.image and self.padded == problem.image)
         self.token = nn.Linear(c * self.step**2, width)
         self.place = None if problem.free else nn.Parameter(_small(tokens, width))
-        self.encoder = _blocks(width, depth)
+        self.encoder = transformer(width, depth)
         self.query = nn.Linear(channels * self.side**2, width)
         self.query_place = nn.Parameter(_small(tokens, width))
         self.label = nn.Embedding(problem.classes + 1, width)
         nn.init.zeros_(self.label.weight)
-        self.decoder = _blocks(width, depth)
+        self.decoder = transformer(width, depth)
         self.norm = nn.LayerNorm(width)
         self.patch = nn.Linear(width, channels * self.side**2)
         nn.init.zeros_(self.patch.weight)
@@ -94,11 +93,6 @@ def patch_side(problem: Problem) -> int:
     while math.ceil(height / side) * math.ceil(width / side) > MAX_TOKENS:
         side += unit
     return side
-
-
-def _blocks(width: int, depth: int) -> nn.Sequential:
-    heads: Any = width // 32 if width % 32 == 0 else 1
-    return nn.Sequential(*(Block(width, heads, mlp_ratio=2, qkv_bias=True) for _ in range(depth)))
 
 
 def _small(tokens: int, width: int) -> Tensor:

@@ -1,10 +1,14 @@
 """The command line. Commands import what they need when they run, so that `list` and `--help` are quick."""
 
+import contextlib
 import hashlib
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from ppbench.errors import UserError
 from ppbench.files import resolved
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+INTERRUPTED = "interrupted; the same command goes on where this one stopped"
 KINDS = ("datasets", "defenses", "attacks", "threats")
 
 
@@ -84,13 +89,19 @@ def _run(tables: dict[str, Any], origin: str, folder: Path, output: Path, engine
 
     suite = validate(tables, origin)
 
-    from ppbench.device import find_device
-    from ppbench.display import Terminal, print_matrix
-    from ppbench.resolve import make_plan
-    from ppbench.runner import RunOptions, check
-    from ppbench.runner import run as run_plan
+    with _ending_at_once():
+        if engine == "processes" and not dry_run:
+            from ppbench.engine.processes import warm
 
-    plan = make_plan(suite, folder, find_device(device))
+            warm()
+
+        from ppbench.device import find_device
+        from ppbench.display import Terminal, print_matrix
+        from ppbench.resolve import make_plan
+        from ppbench.runner import RunOptions, check
+        from ppbench.runner import run as run_plan
+
+        plan = make_plan(suite, folder, find_device(device))
     if dry_run:
         check(plan)
         for cell in plan.cells:
@@ -111,6 +122,23 @@ def _run(tables: dict[str, Any], origin: str, folder: Path, output: Path, engine
                    f"(cells/{row['cell']}/log.txt)", err=True)
     if failed:
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """End at Ctrl-C without an exception, which some libraries swallow while they are loaded, and then are broken."""
+    def end(number: int, frame: object) -> None:
+        os.write(2, f"{INTERRUPTED}\n".encode())
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is end:
+            signal.signal(signal.SIGINT, before)
 
 
 @cli.command("list")
@@ -258,7 +286,7 @@ def main() -> None:
         _complain(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        click.echo("interrupted; the same command goes on where this one stopped", err=True)
+        click.echo(INTERRUPTED, err=True)
         sys.exit(130)
     except BrokenPipeError:
         os._exit(141)

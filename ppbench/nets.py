@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock, ResNet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -122,6 +121,8 @@ def small_resnet18(num_classes: int, in_chans: int = 3) -> nn.Module:
         num_classes: number of logits.
         in_chans: channels of an image.
     """
+    from torchvision.models.resnet import BasicBlock, ResNet  # takes seconds
+
     net: nn.Module = ResNet(BasicBlock, [2, 2, 2, 2], num_classes)
     net.conv1 = nn.Conv2d(in_chans, 64, 3, padding=1, bias=False)
     net.maxpool = nn.Identity()

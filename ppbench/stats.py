@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import DegenerateDataWarning, bootstrap
 from torch import Tensor
 
 from ppbench.errors import UserError
@@ -82,6 +81,8 @@ def _ratio(top: np.ndarray, bottom: np.ndarray, axis: int) -> np.ndarray:
 
 def _interval(samples: tuple[np.ndarray, ...], statistic: Callable[..., Any], seed: int,
               method: Literal["BCa", "percentile"]) -> Interval:
+    from scipy.stats import DegenerateDataWarning, bootstrap  # a second, which a dry run need not wait
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)
         warnings.simplefilter("ignore", RuntimeWarning)

@@ -39,7 +39,7 @@ def test_list_and_help_do_not_import_torch() -> None:
 
 
 def test_a_real_run_in_processes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ppbench", "run", "--dataset", "faces,private=40,public=60,test=40",
+    command = [sys.executable, "-m", "ppbench", "run", "--dataset", "faces,size=32,private=40,public=60,test=40",
                "--defense", "none", "--defense", "patch-shuffle,patch=8", "--attack", "as-released",
                "--attack", "jigsaw,steps=20",
                "--output", str(tmp_path)]
@@ -57,9 +57,10 @@ def test_a_real_run_in_processes(tmp_path: Path) -> None:
 
 def test_other_flags_go_to_another_folder(tmp_path: Path, tiny_npz: Path) -> None:
     data = f"npz:{tiny_npz},private=20,public=30,test=10"
+    (tmp_path / "photos.toml").write_text('schema = 1\nname = "photos"\n[score]\ngroups = ["ssim"]\n')
     for attack in ("blind", "as-released", "blind"):
-        run("run", "--dataset", data, "--defense", "constant", "--attack", attack, "--output", str(tmp_path / "runs"),
-            "--engine", "inline")
+        run("run", str(tmp_path / "photos.toml"), "--dataset", data, "--defense", "constant", "--attack", attack,
+            "--output", str(tmp_path / "runs"), "--engine", "inline")
     folders = list((tmp_path / "runs").glob("photos-*"))
     assert len(folders) == 2
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REAL
+from conftest import REAL, Run
 
 ROOT = Path(__file__).parents[1]
 SUITES = ROOT / "leaderboards" / "suites"
@@ -21,14 +21,6 @@ from ppbench.suite import read_suite, validate
 suite = Path(sys.argv[2])
 print(len(make_plan(validate(brief(read_suite(suite)), suite.name), suite.parent).cells))
 """  # what benchmarks make of a suite with --quick
-
-
-def checked(suite: Path) -> str:
-    """Return what a dry run says: names, parameters, shapes and data are all checked."""
-    command = [sys.executable, "-m", "ppbench", "run", str(suite), "--dry-run", "--output", str(suite.parent / "runs")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 CELLS = {"cifar10-small": 49, "faces": 100, "ladder": 112, "mixup": 12, "people": 12, "regimes": 160, "shuffle": 10,
@@ -54,8 +46,10 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "data" / "unpack.py").is_file(), reason="no CIFAR-10 in PPBENCH_DATA")
 @pytest.mark.parametrize("name", CELLS)
-def test_a_suite_can_run_on_the_real_images(copied: Path, name: str) -> None:
-    text = checked(copied / f"{name}.toml")
+def test_a_suite_can_run_on_the_real_images(copied: Path, name: str, command_line: Run) -> None:
+    """What a dry run checks: names, parameters, shapes and data."""
+    code, text, errors = command_line("run", str(copied / f"{name}.toml"), "--dry-run")
+    assert code == 0, errors
     assert f"{CELLS[name]} cells" in text
     assert "not-applicable" not in text
 

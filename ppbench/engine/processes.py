@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ _LONGEST = 2**20  # bytes of a message
 _POLL = 0.2  # seconds between looks at a job's memory and log
 _REAPING = threading.Lock()  # an exit status can be read once, and starting a process reads those of all others
 _MUTE = 97  # exit status of a job that could not report because its plug-in closed the pipe
+
+
+def warm() -> None:
+    """Start the server that workers are forked from: it loads the libraries while a run is planned."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    with _REAPING, _clean_start():
+        forkserver.ensure_running()
 
 
 class Processes:
@@ -196,8 +204,11 @@ def _bound(log: str) -> None:
 def _clean_start() -> Iterator[None]:
     """Hide the main module, so that a worker does not run the user's script again, and the working folder.
 
-    The server is started by `python -c`, which would take a folder `timm` that lies there for the library.
+    The server is started by `python -c`, which would take a folder `timm` that lies there for the library. It inherits
+    that Ctrl-C is blocked: that is for the run, also while the server loads its libraries.
     """
+    resource_tracker.ensure_running()  # starting it unblocks Ctrl-C
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     safe = os.environ.get(SAFE_PATH)
     os.environ[SAFE_PATH] = "1"
     main: dict[str, Any] = sys.modules["__main__"].__dict__
@@ -206,6 +217,7 @@ def _clean_start() -> Iterator[None]:
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         main.update(hidden)
         os.environ.pop(SAFE_PATH)
         if safe is not None:

@@ -226,13 +226,13 @@ def test_clouds_are_put_together(amp: bool) -> None:
 
 @pytest.mark.slow
 def test_it_reads_cifar() -> None:
-    """Pieces of 8 pixels: well above chance after a minute; the jigsaw solver, made for this, puts nearly all right."""
-    private, public = cifar(100, 3000)
+    """Pieces of 8 pixels: well above chance soon; the jigsaw solver, made for this, puts nearly all right."""
+    private, public = cifar(50, 1500)
     view = view_of(private, public, "patch-shuffle", {"patch": 8}, "image")
-    found = attacked(VitInverter(steps=120, batch=48, width=64, depth=2, amp=True), view).images
-    assert float(ssim(found, private.pixels).mean()) > 0.4
+    found = attacked(VitInverter(steps=80, batch=32, width=64, depth=2), view).images
+    assert float(ssim(found, private.pixels).mean()) > 0.3
     assert float(identification(found, private.pixels).mean()) > 0.5
-    assert float(ssim(attacked(Jigsaw(steps=50), view).images, private.pixels).mean()) > 0.9
+    assert float(ssim(attacked(Jigsaw(steps=5), view).images, private.pixels).mean()) > 0.9
 
 
 def test_the_nearer_of_both_readings_is_kept() -> None:

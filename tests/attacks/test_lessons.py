@@ -127,8 +127,8 @@ def test_costly_maps_are_learnt_less_often(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.parametrize("attack", [UnetInverter(steps=40, width=16, amp=True),
-                                    VitInverter(steps=40, width=64, amp=True)], ids=["unet", "vit"])
+@pytest.mark.parametrize("attack", [UnetInverter(steps=20, width=16),
+                                    VitInverter(steps=40, width=64)], ids=["unet", "vit"])
 def test_a_network_adds_to_the_linear_map_of_few_pairs(attack: UnetInverter | VitInverter) -> None:
     """100 pairs tell little of a permutation of 3,072 values: the linear map leaves noise, and a network takes some."""
     private, public = cifar(32, 600)

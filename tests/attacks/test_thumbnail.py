@@ -202,7 +202,7 @@ def test_parameters_out_of_range_are_refused(bad: dict[str, Any]) -> None:
 @pytest.mark.real
 @pytest.mark.slow
 def test_what_is_learnt_is_released_as_seen_and_nearer() -> None:
-    private, public = cifar(32, 600)
+    private, public = cifar(16, 400)
     view = view_of(private, public, "mixup")
     closed, found = attacked(CLOSED, view), attacked(Thumbnail(steps=150), view)
     assert found.note.startswith("learned, own keys; step 150 of 150")

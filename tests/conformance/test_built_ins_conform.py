@@ -26,10 +26,10 @@ CHEAP: dict[str, dict[str, Any]] = {
 }
 # Enough to beat the blind guess where nothing is hidden, which is what the gate asks.
 BRIEF: dict[str, dict[str, Any]] = {
-    "gan-inversion": {"prior_steps": 60},
+    "gan-inversion": {"prior_steps": 30, "steps": 100},
     "gradient-matching": {"steps": 60},
     "jigsaw": {"steps": 5},
-    "model-inversion": {"prior_steps": 60, "steps": 20},
+    "model-inversion": {"prior_steps": 30, "steps": 20},
     "thumbnail": {"steps": 50},
     "unet-inverter": {"steps": 50},
     "vit-inverter": {"steps": 50},
