@@ -39,7 +39,9 @@ def test_list_and_help_do_not_import_torch() -> None:
 
 
 def test_a_real_run_in_processes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ppbench", "run", "--dataset", "faces,size=32,private=40,public=60,test=40",
+    (tmp_path / "short.toml").write_text('schema = 1\nname = "photos"\n[score]\ngroups = ["ssim", "lpips", "task"]\n')
+    command = [sys.executable, "-m", "ppbench", "run", str(tmp_path / "short.toml"),
+               "--dataset", "faces,size=32,private=40,public=60,test=40",
                "--defense", "none", "--defense", "patch-shuffle,patch=8", "--attack", "as-released",
                "--attack", "jigsaw,steps=20",
                "--output", str(tmp_path)]

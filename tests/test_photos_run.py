@@ -5,13 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
+from built_in_run import ATTACKS, DEFENSES, YARDSTICKS
 
 from ppbench.perceptual import find_trunk
 
 Rows = dict[tuple[str, str], dict[str, str]]
-DEFENSES = ("none", "constant", "pixelate", "block-scrambling", "patch-shuffle", "mixup", "bn-synthesis")
-YARDSTICKS = ("blind", "key-holder")
-ATTACKS = ("jigsaw", "vit-inverter", "gradient-matching", "gan-inversion", "memorization")
 
 
 def read(name: str) -> Rows:

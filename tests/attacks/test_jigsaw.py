@@ -23,7 +23,7 @@ from release_views import attacked, cifar, view_of
 from torch import Tensor, nn
 
 from ppbench.attack import check_reconstruction
-from ppbench.attacks import _solving
+from ppbench.attacks import _seam_prior, _solving
 from ppbench.attacks._seam_net import SeamNet, learned
 from ppbench.attacks._seam_prior import SeamPrior
 from ppbench.attacks._upright import UprightPrior
@@ -85,7 +85,8 @@ def test_grey_photos_are_rebuilt_too(grey: bool) -> None:
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_learning_helps_with_small_pieces() -> None:
+def test_learning_helps_with_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_seam_prior, "_PIECES", 2**12)  # in puzzles that decide whether to believe what was learnt
     private, public = cifar(60, 300)
     attack = Jigsaw(steps=200, width=32, rate=8e-3)
     scores = [neighbours(attacked(one, shuffled_view(private.pixels, 4, public)).images, private.pixels, UNCHANGED,

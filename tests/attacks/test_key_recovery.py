@@ -250,7 +250,7 @@ def test_blocks_are_put_together_where_statistics_tell_their_pixels(block: int) 
 @pytest.mark.real
 @pytest.mark.parametrize(("params", "least"), [
     ({}, 1.0), ({"preset": "le"}, 0.9), ({"negative": "shared"}, 0.99), ({"preset": "etc"}, 1.0),
-    ({"preset": "pe"}, 1.0), ({"preset": "etc", "move": False}, 1.0), ({"pixels": "none"}, 1.0)])
+    ({"preset": "etc", "move": False}, 1.0), ({"pixels": "none"}, 1.0)])
 def test_many_images_under_one_key_give_it_away_without_any_pair(params: dict[str, Any], least: float) -> None:
     private, public = cifar(400, 800)
     view = view_of(private, public, "block-scrambling", params, "global")

@@ -269,8 +269,9 @@ def test_a_handful_of_public_images_is_no_error(count: int) -> None:
 
 
 @pytest.mark.slow
-def test_learning_finds_more_neighbours_of_small_pieces() -> None:
+def test_learning_finds_more_neighbours_of_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of 4 pixels say little by what is measured; on images that it has not seen the network finds more."""
+    monkeypatch.setattr(_seam_prior, "_PIECES", 2**11)
     public = crops(200, 32)
     view = view_of(public[:2], public, "patch-shuffle", {"patch": 4}, "image")
     prior = replace(prior_of(4, 200, 32), rate=8e-3)

@@ -1,8 +1,10 @@
 """Every built-in attack and defense keeps the contract that plug-in authors are held to."""
 
+import os
 from typing import Any
 
 import pytest
+from built_in_run import ATTACKS, YARDSTICKS
 
 from ppbench.conformance.admission import admission
 from ppbench.conformance.attack_bench import AttackBench
@@ -62,8 +64,13 @@ def test_every_kind_of_a_defense_conforms(variant: dict[str, dict[str, Any]]) ->
         check_defense(name, quick=True, **params)
 
 
+BUILT_IN_RUN = (*YARDSTICKS, *ATTACKS)
+SHOWN = pytest.mark.skipif("PPBENCH_PHOTOS_RUN" in os.environ, reason="test_photos_run.py holds the built-in run to it")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", registered("attacks"))
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SHOWN if name in BUILT_IN_RUN else ())
+                                  for name in registered("attacks")])
 def test_every_attack_is_admitted(name: str) -> None:
     assert list(admission(AttackBench(resolve("attacks", name, BRIEF.get(name, {}))))) == []
 

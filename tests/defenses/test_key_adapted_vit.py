@@ -303,8 +303,9 @@ def test_a_trained_vit_classifies_encrypted_cifar_as_it_does_plain() -> None:
         loss.backward()
         optimiser.step()
     plain = model.with_state(net)
+    assert (in_float32(plain, images).argmax(1) == labels).float().mean() > 0.25
+    images = images[:300]
     expected = in_float32(plain, images)
-    assert (expected.argmax(1) == labels).float().mean() > 0.25
     for preset in PRESETS:
         defense = BlockScrambling(preset, absorb="layers")  # type: ignore[arg-type]
         keys = keys_of(defense, "global", len(images), (3, 32, 32))
@@ -317,7 +318,7 @@ def test_a_trained_vit_classifies_encrypted_cifar_as_it_does_plain() -> None:
 @pytest.mark.real
 @pytest.mark.slow
 def test_vit_base_at_224_on_photographs() -> None:
-    files = sorted((REAL / "data/imagenet_sample").glob("*.jpg"))[:4]
+    files = sorted((REAL / "data/imagenet_sample").glob("*.jpg"))[:2]
     if not files:
         pytest.skip(f"no data/imagenet_sample in {REAL} (set PPBENCH_DATA)")
     photos = [np.asarray(Image.open(file).convert("RGB").resize((224, 224))) for file in files]
