@@ -1,8 +1,9 @@
 """Shared by all tests: a tiny data set, plans over it, and where the real data lies."""
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ REAL = Path(os.environ.get("PPBENCH_DATA", Path(__file__).parents[1] / ".." / "s
 def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a CPU without bfloat16 emulate it."""
     monkeypatch.setattr("ppbench.device._cpu_has_bfloat16", lambda: True)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let children hear SIGINT: where tests run in the background of a shell, it is ignored, and they inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Silent:

@@ -1,8 +1,11 @@
 """The command line end to end: what a user types, sees and finds on disk."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -55,6 +58,20 @@ def test_a_real_run_in_processes(tmp_path: Path) -> None:
     assert len(list((folder / "grids").glob("*.png"))) == 2
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "4 of 4 cells are finished already" in again.stderr
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_ends_a_command_that_still_loads_its_libraries(tmp_path: Path) -> None:
+    """The server of workers, which hears it too, says nothing."""
+    command = [sys.executable, "-m", "ppbench", "run", "--output", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "interrupted; the same command goes on where this one stopped\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_flags_go_to_another_folder(tmp_path: Path, tiny_npz: Path) -> None:

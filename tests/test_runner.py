@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -301,14 +300,6 @@ class Slow(Attack):
             time.sleep(0.05)
         return Reconstruction(torch.full((view.n_targets, *view.image_shape), self.mark))
 """
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Let children hear SIGINT: where tests run in the background of a shell, it is ignored, and they inherit that."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
