@@ -187,6 +187,13 @@ def test_of_sums_and_of_what_a_defense_changed_nothing_is_read(how: dict[str, An
     assert "spans" not in run(BRIEF, view).note
 
 
+@pytest.mark.parametrize("spoilt", [0.0, 1.0])
+def test_much_noise_on_as_many_channels_as_places_is_known_by_the_last_layer(spoilt: float) -> None:
+    """Nothing is left over of such a gradient in which noise would show; with little of it, spans are believed less."""
+    view, _ = attacked(Recipe("ppbench.nets:convnet", {"width": 4}), batch=1, targets=1, spoilt=spoilt)
+    assert ("spans" in run(BRIEF, view).note) is (spoilt == 0)
+
+
 def test_the_distance_is_the_share_beside_the_spans_and_the_features_are_the_last_layers() -> None:
     view, truth = attacked(RESNET, batch=1, targets=2)
     net = view.model.build()
