@@ -197,7 +197,7 @@ def _searched(problem: Problem, how: Settings, scene: Scene, warm: Tensor | None
 def _spanned(problem: Problem, aim: Aim, start: State) -> State | None:
     """Look for images whose activations lie where gradients say; None = these do not say, or not undisturbed."""
     if aim.known is None or any(isinstance(layer, _BatchNorm) and layer.training for layer in problem.net.modules()):
-        return None  # the last layer's gradients contradict each other; or images of several problems would mix
+        return None  # a defense changed gradients, or they contradict each other; or images of problems would mix
     how = replace(aim.settings, objective="cosine", optimiser="adam", sign="none", learning_rate=SPAN_RATE,
                   steps=aim.settings.spans, fast=False, group=0.0)
     aim, images, told = replace(aim, settings=how), start.images.clone(), False
