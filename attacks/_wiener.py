@@ -142,13 +142,18 @@ class Wiener:
         fitted, found = self.through(free), free.clamp(0, 1)
         for _ in range(rounds):
             left = fitted - self.through(found)
-            if left.abs().max() < 0.5 / 255:
+            vanishing = left.abs().flatten(1).amax(1) < 0.5 / 255
+            if vanishing.all():
                 break
+            # what is left of an image that is done is the rounding of its floats, and no release
+            left[vanishing] = 0
             found = (found + self._gain(left)).clamp(0, 1)
         return found.float()
 
     def _gain(self, left: Tensor) -> Tensor:
         """Return the most likely deviation from the mean behind a deviation of the release."""
+        # the part that no release can have says nothing of the image, and the preconditioner does not see it
+        left = self._possible(left)
         return self.prior.spread(self.through.adjoint(solve(self._normal, self._precondition, left, self.steps)))
 
     def _normal(self, values: Tensor) -> Tensor:

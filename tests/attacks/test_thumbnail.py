@@ -98,6 +98,21 @@ def test_forward_and_adjoint_are_a_pair(name: str, params: dict[str, object], sh
     assert torch.allclose((through.forward(x) * y).sum(), (x * through.adjoint(y)).sum())
 
 
+def test_an_image_that_is_done_waits_for_the_others() -> None:
+    shape = (1, 32, 32)
+    through = affine_map(defense("pixelate", block=8), shape)
+    assert through is not None
+    smooth = resize(torch.rand(1, 1, 4, 4, generator=generator(0)), shape)
+    plain = torch.cat([0.3 + 0.4 * smooth, (smooth > smooth.median()).float()]).double()  # the second is clipped
+    released = through(plain)
+    solver = Wiener.of(through, Spectrum.smooth(plain), (1 / 255)**2 / 12, shape, 200)
+    found = solver.estimate(released)
+    assert torch.isfinite(found).all()
+    assert torch.allclose(found[:1], solver.estimate(released[:1]), atol=1e-3)
+    assert torch.allclose(through(found[:1].double()), released[:1], atol=0.5 / 255)
+    assert torch.allclose(solver.mended(plain, released).double(), plain, atol=1e-6)
+
+
 @pytest.mark.parametrize(("name", "params"), LINEAR)
 def test_the_estimate_has_the_release_it_came_from(name: str, params: dict[str, object]) -> None:
     view = view_of(PRIVATE, PUBLIC, name, params)
