@@ -31,11 +31,13 @@ class Descent:
         steps: optimiser steps.
         rate: highest learning rate.
         amp: compute losses in bfloat16 (`ppbench.device.mixed`).
+        enough: held-out loss below which nothing is left to learn.
     """
 
     steps: int
     rate: float
     amp: bool = False
+    enough: float = -math.inf
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def descend(net: nn.Module, batches: Iterator[Some], loss_of: Callable[[Some], T
     start = judge()
     notes = _Notes(net, optimiser, f"descent-{digest([copied(net), how, start])[:16]}")
     done, losses, best, kept = notes.read() or (0, [start], 0, copied(net))
-    for step, some in enumerate(batches, 1):
+    for step, some in enumerate(() if start < how.enough else batches, 1):
         if step <= done:
             continue
         net.train()
@@ -102,6 +104,8 @@ def descend(net: nn.Module, batches: Iterator[Some], loss_of: Callable[[Some], T
             if now < min(losses):
                 best, kept = step, copied(net)
             losses.append(now)
+            if now < how.enough:
+                break
         notes.write(step, losses, best, kept)
         partial().report(step, how.steps, "steps")
     net.load_state_dict(kept)

@@ -38,6 +38,7 @@ from ppbench.view import View
 
 MAX_HELD = 2**20  # plain values on which iterates are compared
 PASSES = 200  # at most, over fixed pairs
+ENOUGH = 1e-3  # held-out loss below which nothing is left to learn: a quarter of a grey level
 GAIN = 0.1  # of a network's output: Adam's first steps, of equal size whatever the gradient, would spoil the base
 _AT_ONCE = 2**18  # plain values in a forward pass without gradients
 
@@ -208,7 +209,7 @@ class InverterPrior(Prior):
             found = inverter.refined(held.pairs.released, held.first, held.pairs.labels)
             return float(loss_of(found, held.pairs.plain).mean())
 
-        course = descend(inverter.net, lessons, loss, judge, Descent(steps, self.rate, self.amp))
+        course = descend(inverter.net, lessons, loss, judge, Descent(steps, self.rate, self.amp, ENOUGH))
         flat = loss_of(inverter.base.mean.expand_as(held.pairs.plain), held.pairs.plain).mean()
         return _Trained(inverter, course, float(flat))
 

@@ -54,6 +54,14 @@ def test_no_iterate_better_than_the_start_leaves_the_start() -> None:
     assert (course.best, float(net.weight.detach())) == (0, 1.0)
 
 
+@pytest.mark.parametrize(("losses", "best"), [([0.4], 0), ([0.9, 0.7, 0.4], 20)])
+def test_where_nothing_is_left_to_learn_it_ends(losses: list[float], best: int) -> None:
+    net, told = point(1.0), iter(losses)
+    course = descended(net, lambda: next(told), Descent(50, 0.05, enough=0.5))
+    assert (course.best, course.losses) == (best, losses)
+    assert (float(net.weight.detach()) == 1.0) == (best == 0)
+
+
 @pytest.mark.parametrize("lost", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_ends_it(lost: float) -> None:
     net = point(1.0)

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -131,22 +132,42 @@ def test_the_clients_protocol_is_run_on_the_servers_own_images(defense: str, par
         torch.testing.assert_close(sent.values, expected.values)
 
 
+def staged_and_found(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], None]) -> list[Settings]:
+    """Let searches find what a rehearsal staged, spoilt; return which were made."""
+    staged: list[torch.Tensor] = []
+    made: list[Settings] = []
+
+    def stage(images: Images, here: Scene) -> tuple[Update, torch.Tensor, torch.Tensor]:
+        sent = _staged(images, here)
+        staged.append(sent[1])
+        return sent
+
+    def recovered(problem: object, how: Settings, *_: object) -> Matched:
+        made.append(how)
+        found = staged[-1].clone()
+        spoil(found)
+        return Matched(found[:, None], torch.zeros(2, len(found)), "")
+
+    monkeypatch.setattr(_rehearsal, "_staged", stage)
+    monkeypatch.setattr(_rehearsal, "recovered", recovered)
+    return made
+
+
+def test_a_search_that_finds_everything_is_the_last_to_be_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    view, _ = attacked(LENET, batch=1)
+    noise = iter((0.02, 0.0))
+    made = staged_and_found(monkeypatch, lambda found: found.add_(
+        next(noise) * torch.randn(found.shape, generator=generator(1))))
+    way = rehearse(settings(), scene(view))
+    assert [(one.optimiser, one.spectrum) for one in made] == [("l-bfgs", "never"), ("adam", "always")]
+    assert way.settings == made[1]
+    assert way.note == "adam in the spectrum: finds 8 public images"
+
+
 @pytest.mark.parametrize(("wrong", "shrunk"), [(2, False), (8, True)])
 def test_a_few_failures_do_not_shrink_what_is_right(monkeypatch: pytest.MonkeyPatch, wrong: int, shrunk: bool) -> None:
     """In a batch, two images of a class may come back mixed, and the others exactly."""
     view, _ = attacked(CONV, batch=1)
-    staged: list[torch.Tensor] = []
-
-    def stage(images: Images, here: Scene) -> tuple[Update, torch.Tensor, torch.Tensor]:
-        made = _staged(images, here)
-        staged.append(made[1])
-        return made
-
-    def recovered(*_: object) -> Matched:
-        found = staged[-1].clone()
-        found[:wrong] += 0.5 * torch.randn(found[:wrong].shape, generator=generator(1))
-        return Matched(found[:, None], torch.zeros(2, 8), "")
-
-    monkeypatch.setattr(_rehearsal, "_staged", stage)
-    monkeypatch.setattr(_rehearsal, "recovered", recovered)
+    staged_and_found(monkeypatch, lambda found: found[:wrong].add_(
+        0.5 * torch.randn(found[:wrong].shape, generator=generator(1))))
     assert (rehearse(settings(), scene(view)).shrinkage is not None) == shrunk
