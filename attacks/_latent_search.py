@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppbench.attacks._gan_nets import GeneratorNet
 from ppbench.attacks._latent_signature import Signature, distances
+from ppbench.metrics import SSIM_WINDOW, ssim
 
 CULL = 3  # after a third of the steps on codes only the best restart goes on
 AT_ONCE = 96  # images of 32 x 32 pixels in one pass: bounds the memory
@@ -59,10 +60,14 @@ class Search:
 
     def stop(self, name: str, images: Tensor) -> None:
         """Note images `[N, C, H, W]` at which the search stands."""
-        objective = torch.cat([distances(self.signature.of_plain(images[rows]), self.wanted[rows])
-                               for rows in self._chunks(len(images))])
-        self.trace.append(objective)
-        self.stops.append(Stop(name, images, objective))
+        self.stops.append(self.measured(name, images))
+        self.trace.append(self.stops[-1].objective)
+
+    @torch.no_grad()
+    def measured(self, name: str, images: Tensor) -> Stop:
+        """Return images `[N, C, H, W]` with their objectives."""
+        return Stop(name, images, torch.cat([distances(self.signature.of_plain(images[rows]), self.wanted[rows])
+                                             for rows in self._chunks(len(images))]))
 
     @torch.no_grad()
     def begin(self, bank: Tensor, bank_labels: Tensor, read: Tensor, restarts: int) -> Tensor:
@@ -192,6 +197,20 @@ class Search:
     def _chunks(self, count: int) -> list[slice]:
         size = max(1, AT_ONCE * 32**2 // math.prod(self.generator.canvas.shape[1:]))
         return [slice(first, first + size) for first in range(0, count, size)]
+
+
+def best_stop(stops: list[Stop], truth: Tensor) -> Stop:
+    """Return the stop whose last images are most like the truth `[n, C, H, W]`; without a truth the last stop."""
+    if not len(truth):
+        return stops[-1]
+    return max(stops, key=lambda stop: likeness(stop.images[-len(truth):], truth))
+
+
+def likeness(found: Tensor, truth: Tensor) -> float:
+    """Return the mean SSIM; for images too small for its window, minus the mean squared error."""
+    if min(truth.shape[2:]) < SSIM_WINDOW:
+        return -float((found - truth).square().mean())
+    return float(ssim(found, truth).mean())
 
 
 Loss = Callable[[tuple[Tensor, ...], slice], tuple[Tensor, Tensor]]

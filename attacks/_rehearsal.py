@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ppbench.attacks._gradient_match import Scene, recovered, solved
 from ppbench.attacks._gradient_settings import Settings, Where
 from ppbench.attacks._spectrum import Spectrum
+from ppbench.attacks._wiener import bands
 from ppbench.data import Images
 from ppbench.defense import Release, resize
 from ppbench.lessons import lesson_of
@@ -126,16 +127,10 @@ def fitted(spectrum: Spectrum, found: Tensor, truth: Tensor) -> Shrinkage:
     """
     mine, true = (spectrum.coefficients(images - spectrum.mean) for images in (found, truth))
     products, squares = ((mine * other).sum(0).flatten(1) for other in (true, mine))
-    bands = _bands(*found.shape[2:]).flatten()
-    sums = [part.new_zeros(len(part), int(bands.max()) + 1).index_add(1, bands, part) for part in (products, squares)]
+    band = bands(*found.shape[2:]).flatten()
+    sums = [part.new_zeros(len(part), int(band.max()) + 1).index_add(1, band, part) for part in (products, squares)]
     shares = (sums[0] / sums[1].clamp(min=1e-12)).clamp(0, 1)
-    return Shrinkage(spectrum, shares[:, bands].unflatten(1, found.shape[2:]))
-
-
-def _bands(height: int, width: int) -> Tensor:
-    """Number the cosines of a plane by their distance from the constant one."""
-    down, across = torch.arange(height) / height, torch.arange(width) / width
-    return ((down[:, None].square() + across.square()).sqrt() * max(height, width)).long()
+    return Shrinkage(spectrum, shares[:, band].unflatten(1, found.shape[2:]))
 
 
 def _staged(images: Images, scene: Scene) -> tuple[Update, Tensor, Tensor]:

@@ -8,13 +8,13 @@ from torch import Tensor
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks._decrypted import decrypted
 from ppbench.attacks._descent import MOST_STEPS
+from ppbench.attacks._deviations import completed
 from ppbench.attacks._gan import Generator, Nets, held_out
-from ppbench.attacks._latent_search import Search, Stop
+from ppbench.attacks._latent_search import Search, best_stop
 from ppbench.attacks._latent_signature import choose
 from ppbench.bounds import above_zero, at_least, between
 from ppbench.data import Images
 from ppbench.defense import resize
-from ppbench.metrics import SSIM_WINDOW, ssim
 from ppbench.seeding import spawn
 from ppbench.view import View
 
@@ -30,7 +30,8 @@ class GanInversion(Attack):
     has no key, otherwise the blocks as a set, their sorted values and the like, whichever holds under keys of one's
     own. Whoever is given the key decrypts the release first. The search starts from the best of many codes, then goes
     on in the generator's features. How far it may go is decided on public images that the generator has not seen,
-    protected with own keys and searched for alongside. The generator is small and learns from the public images alone;
+    protected with own keys and searched for alongside. Where the defense is a fixed linear map, what the generator's
+    images lack is estimated as well (Dhar et al. 2018). The generator is small and learns from the public images alone;
     published attacks have StyleGAN2 or BigGAN, learnt from millions.
 
     Attributes:
@@ -78,7 +79,8 @@ class GanInversion(Attack):
         codes = search.codes(search.begin(bank, bank_labels, read, self.restarts), self.steps, self.code_rate)
         if len(trial):
             search.features(codes, self.steps, self.feature_rate)
-        best = best_stop(search.stops, trial.pixels)
+        stops = [*search.stops, *completed(view, search, released, trial.pixels)]
+        best = best_stop(stops, trial.pixels)
         mine = slice(view.n_targets)
         note = (f"compares {search.signature.name}; stopped at {best.name}{'' if len(trial) else ' (not tried out)'}; "
                 f"objective {best.objective[mine].mean():.2g}")
@@ -116,20 +118,6 @@ class GanInversion(Attack):
             codes = torch.cat([nets.encoder(some.pixels)[0], nets.generator.codes(noise, new)])
         old = torch.full_like(some.labels, classes) if (labels == classes).all() else some.labels
         return codes, torch.cat([old, new])
-
-
-def best_stop(stops: list[Stop], truth: Tensor) -> Stop:
-    """Return the stop whose last images are most like the truth `[n, C, H, W]`; without a truth the last stop."""
-    if not len(truth):
-        return stops[-1]
-    return max(stops, key=lambda stop: likeness(stop.images[-len(truth):], truth))
-
-
-def likeness(found: Tensor, truth: Tensor) -> float:
-    """Return the mean SSIM; for images too small for its window, minus the mean squared error."""
-    if min(truth.shape[2:]) < SSIM_WINDOW:
-        return -float((found - truth).square().mean())
-    return float(ssim(found, truth).mean())
 
 
 def _spread(images: Images, most: int) -> Images:

@@ -12,11 +12,14 @@ from torch import Tensor
 
 from ppbench.attack import check_reconstruction
 from ppbench.attacks._decrypted import decrypted
+from ppbench.attacks._deviations import spectrum_of_errors
 from ppbench.attacks._gan import Generator, augmentation, held_out
 from ppbench.attacks._gan_nets import LARGEST, Design, DiscriminatorNet, EncoderNet, GeneratorNet, canvas
-from ppbench.attacks._latent_search import Search, Stop
+from ppbench.attacks._latent_search import Search, Stop, best_stop
 from ppbench.attacks._latent_signature import AsReleased, Blocks, Signature, Simulated, choose, distances, invariant
-from ppbench.attacks.gan_inversion import GanInversion, best_stop
+from ppbench.attacks._wiener import Spectrum, bands
+from ppbench.attacks.gan_inversion import GanInversion
+from ppbench.attacks.thumbnail import Thumbnail
 from ppbench.blocks import cut, join, permutations, permute_rows
 from ppbench.data import Images, Shape, SplitSizes, split
 from ppbench.datasets.photos import Photos
@@ -364,6 +367,43 @@ def test_the_stop_is_chosen_on_the_last_images_alone() -> None:
     assert best_stop(stops, truth[:0]).name == "overdone"
     small = [Stop(s.name, s.images[..., :4, :4], s.objective) for s in stops]  # too small for SSIM's window
     assert best_stop(small, truth[..., :4, :4]).name == "near"
+
+
+# What the generator lacks
+
+
+def test_errors_are_as_coarse_and_as_strong_as_they_were_seen_to_be() -> None:
+    images = Spectrum.of(smooth(200, (3, 16, 16)).pixels)
+    band = bands(16, 16)
+    coarse = (band < 4)[:, :, None, None]
+    drawn = Spectrum(images.mean, images.covariance * torch.where(coarse, 0.25, 0.01)).draw(400, generator(0))
+    found = spectrum_of_errors(images, drawn.float())
+    share = (found.covariance / images.covariance).diagonal(dim1=-2, dim2=-1)
+    assert share[band < 4].sub(0.25).abs().max() < 0.05
+    assert share[band >= 4].sub(0.01).abs().max() < 0.002
+    assert not found.mean.any()
+
+
+@pytest.mark.parametrize("ref", [Ref("defenses", "mixup", {"patch": 4}), Ref("defenses", "pixelate", {"block": 4})])
+def test_a_poor_generator_does_not_spoil_what_is_linear(priors: dict[str, dict[str, Tensor]], ref: Ref) -> None:
+    private, public = smooth(8, (3, 16, 16), 1), smooth(160, (3, 16, 16))
+    view = view_of(private, public, ref, targets=8)
+    attack = replace(QUICK, hold=20)
+    found, plain = attack.run(view, priors, generator(0)), replace(attack, hold=0).run(view, priors, generator(0))
+    assert "and what it lacks" in found.note
+    again = view.algorithm.protect(replace(private, pixels=found.images), generator(0)).images
+    assert (again - view.images).abs().max() <= 1.01 / 255
+    closed = Thumbnail(steps=0)
+    natural = {name: prior.train(view, generator(0)) for name, prior in closed.priors(view).items()}
+    reached, least, most = (float(ssim(one.images, private.pixels).mean())
+                            for one in (found, plain, closed.run(view, natural, generator(0))))
+    assert reached > least + 0.2
+    assert reached > most - 0.02
+
+
+@pytest.mark.parametrize("ref", CIPHERS)
+def test_nothing_is_said_to_lack_where_a_key_decides(priors: dict[str, dict[str, Tensor]], ref: Ref) -> None:
+    assert "lacks" not in QUICK.run(toy(ref=ref), priors, generator(0)).note
 
 
 # The attack
