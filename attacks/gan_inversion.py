@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from ppbench.attack import Attack, Prior, Priors, Reconstruction
+from ppbench.attacks._blended import LinearOfSeen, blended
 from ppbench.attacks._decrypted import decrypted
 from ppbench.attacks._descent import MOST_STEPS
-from ppbench.attacks._deviations import completed
 from ppbench.attacks._gan import Generator, Nets, held_out
 from ppbench.attacks._latent_search import Search, best_stop
 from ppbench.attacks._latent_signature import choose
+from ppbench.attacks._linear_map import LinearMap
 from ppbench.bounds import above_zero, at_least, between
 from ppbench.data import Images
 from ppbench.defense import resize
@@ -30,8 +31,8 @@ class GanInversion(Attack):
     has no key, otherwise the blocks as a set, their sorted values and the like, whichever holds under keys of one's
     own. Whoever is given the key decrypts the release first. The search starts from the best of many codes, then goes
     on in the generator's features. How far it may go is decided on public images that the generator has not seen,
-    protected with own keys and searched for alongside. Where the defense is a fixed linear map, what the generator's
-    images lack is estimated as well (Dhar et al. 2018). The generator is small and learns from the public images alone;
+    protected with own keys and searched for alongside. What the generator cannot draw is taken from the linear
+    estimate, in so far as that serves them. The generator is small and learns from the public images alone;
     published attacks have StyleGAN2 or BigGAN, learnt from millions.
 
     Attributes:
@@ -62,12 +63,12 @@ class GanInversion(Attack):
         above_zero(self, "code_rate", "feature_rate")
 
     def priors(self, view: View) -> dict[str, Prior]:
-        """Name the generator, which depends on the public images alone."""
-        return {"generator": self._prior}
+        """Name the generator, which depends on the public images alone, and the linear estimate."""
+        return {"generator": self._prior} | self._linear(view)
 
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
         """Return the generator's best explanation of every target's release."""
-        view = decrypted(view)
+        given, view = view, decrypted(view)
         nets = self._prior.load(view, priors["generator"])
         known = view.public[~held_out(view.public)]
         trial, answers = self._trial(view, spawn(rng))
@@ -75,17 +76,24 @@ class GanInversion(Attack):
         released = torch.cat([view.images, answers])
         bank, bank_labels = self._bank(nets, known, search.labels, view.classes, rng)
         with torch.no_grad():
-            read = nets.encoder(resize(released, view.image_shape))[0]
+            linear = None
+            if "linear" in priors and view is given:
+                linear = LinearMap.from_tensors(priors["linear"]).apply(released, view.image_shape)
+            read = nets.encoder(resize(released, view.image_shape) if linear is None else linear)[0]
         codes = search.codes(search.begin(bank, bank_labels, read, self.restarts), self.steps, self.code_rate)
         if len(trial):
             search.features(codes, self.steps, self.feature_rate)
-        stops = [*search.stops, *completed(view, search, released, trial.pixels)]
+        stops = [*search.stops, *blended(view, search, linear, released, trial.pixels)]
         best = best_stop(stops, trial.pixels)
         mine = slice(view.n_targets)
         note = (f"compares {search.signature.name}; stopped at {best.name}{'' if len(trial) else ' (not tried out)'}; "
                 f"objective {best.objective[mine].mean():.2g}")
         return Reconstruction(best.images[mine], aligned=view.has_partner, note=note,
                               objective=torch.stack(search.trace)[:, mine])  # of all of it, wherever it is stopped
+
+    def _linear(self, view: View) -> dict[str, Prior]:
+        """Name the linear estimate; none without images to try it on, or of a release made from the whole set."""
+        return {"linear": LinearOfSeen()} if self.hold and view.algorithm.defense.partnered else {}
 
     @property
     def _prior(self) -> Generator:
