@@ -1,4 +1,4 @@
-"""Memorization: training code that hides its data in the weights of the model it gives back.
+"""Memorization: training code that hides its data in the model it gives back.
 
 Source: Song, Ristenpart & Shmatikov 2017, "Machine learning models that remember too much" (CCS).
 """
@@ -12,106 +12,103 @@ import torch
 from torch import Tensor, nn
 
 from ppbench.attack import Priors, Reconstruction, TrainingAttack
-from ppbench.attacks._payload import MANTISSA, carriers, flatten, from_bits, hide, reveal, to_bits, unflatten
-from ppbench.bounds import above_zero
+from ppbench.attacks._encodings import Correlated, Encoding, Labels, LowBits, Signs
+from ppbench.attacks._payload import MANTISSA, carriers, flatten
+from ppbench.bounds import above_zero, at_least, between
 from ppbench.codec import Tensors
+from ppbench.data import Images, Shape
 from ppbench.defense import Release, resize
 from ppbench.view import View
 
-DEPTH = 4  # highest bits of a pixel that sign encoding stores: half the capacity buys nothing visible
 FORCE = {"sign": 0.02, "correlated": 6e-4}  # the paper's lambda over the number of weights in use
+MOST_INPUTS = 10**6
 
 
 @dataclass(frozen=True)
 class Memorization(TrainingAttack):
-    """Hide the released images in the victim's weights, read them back from the weights (Song et al. 2017).
+    """Hide the released images in the victim, read them back from its weights or its answers (Song et al. 2017).
 
     The first released images are the targets'; as many as fit are hidden.
 
     Attributes:
-        encoding: `lsb` overwrites the low mantissa bits after training; `sign` and `correlated` add to the loss.
+        encoding: `lsb` overwrites the low mantissa bits after training; `sign` and `correlated` add to the loss;
+            `abuse` adds synthetic inputs to the training set, whose labels spell the images (capacity abuse).
         bits: mantissa bits a weight that `lsb` overwrites, 1 to 23.
         strength: factor on the weight of the loss term, which grows with the number of weights that carry the images.
+        images: hidden at most; 0 = as many as fit.
+        side: to which images are shrunk before they are hidden, in pixels; 0 = not at all.
+        inputs: synthetic ones, at most, that `abuse` adds.
     """
 
     requires = frozenset({"model", "training", "public"})
     default_threat = "malicious-trainer"
     ceiling = 0.95
-    encoding: Literal["lsb", "sign", "correlated"] = "lsb"
+    encoding: Literal["lsb", "sign", "correlated", "abuse"] = "lsb"
     bits: int = 16
     strength: float = 1.0
+    images: int = 0
+    side: int = 0
+    inputs: int = 5000
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= MANTISSA:
             raise ValueError(f"bits is {self.bits}; it must lie between 1 and {MANTISSA}")
         above_zero(self, "strength")
+        at_least(self, 0, "images", "side")
+        between(self, 1, MOST_INPUTS, "inputs")
 
-    def capacity(self, weights: int, shape: tuple[int, ...]) -> int:
-        """Return how many images of `shape` so many weights hold."""
-        values = prod(shape)
-        return {"lsb": weights * self.bits // (8 * values), "sign": weights // (DEPTH * values),
-                "correlated": weights // values}[self.encoding]
+    def capacity(self, shape: Shape, weights: int = 0, classes: int = 1) -> int:
+        """Return how many images of `shape` fit into so many weights, or into the labels of so many classes."""
+        return self._encoding.fits(prod(self._kept(shape)), weights, classes)
 
     def penalty(self, release: Release, net: nn.Module, rng: torch.Generator,
                 ) -> Callable[[nn.Module], Tensor] | None:
-        """Return the loss term that draws the weights towards the images; None for `lsb`."""
+        """Return the loss term that draws the weights towards the images (`sign`, `correlated`)."""
         state = net.state_dict()
-        names = carriers(state)
-        images = release.images[: self.capacity(len(flatten(state, names)), release.shape)]
-        if self.encoding == "lsb" or len(images) == 0:
-            return None
-        force = self.strength * FORCE[self.encoding]
-        if self.encoding == "sign":
-            signs = to_bits(images, DEPTH).flatten().float() * 2 - 1
-            return lambda net: force * (-signs.to(_home(net)) * _weights(net, names, len(signs))).relu().sum()
-        values = _standardised(images.flatten())
-        return lambda net: -force * (values.to(_home(net)) * _standardised(_weights(net, names, len(values)))).sum()
+        images = self._hidden(release, self.capacity(release.shape, len(flatten(state, carriers(state)))))
+        return self._encoding.penalty(images, net) if len(images) else None
+
+    def more(self, release: Release, classes: int, rng: torch.Generator) -> Images | None:
+        """Return the synthetic inputs of `abuse`."""
+        images = self._hidden(release, self.capacity(release.shape, classes=classes))
+        return self._encoding.more(images, release.shape, classes) if len(images) else None
 
     def finish(self, release: Release, state: Tensors, rng: torch.Generator) -> Tensors:
         """Write the images into the low mantissa bits (`lsb`)."""
-        if self.encoding != "lsb":
-            return state
-        names = carriers(state)
-        weights = flatten(state, names)
-        images = release.images[: self.capacity(len(weights), release.shape)]
-        return unflatten(hide(weights, to_bits(images).flatten(), self.bits), state, names)
+        images = self._hidden(release, self.capacity(release.shape, len(flatten(state, carriers(state)))))
+        return self._encoding.finish(images, state)
 
     def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
-        """Read the targets' released images from the weights; fill up with the public mean."""
-        state = view.model.state
+        """Read the targets' released images from the model; fill up with the public mean."""
+        state, shape = view.model.state, view.released_shape
         assert state is not None
-        weights = flatten(state, carriers(state))
-        fits = self.capacity(len(weights), view.released_shape)
-        held = min(fits, view.n_targets)
-        mean = resize(view.public.pixels.mean(0, keepdim=True), view.released_shape)
-        found = mean.repeat(view.n_targets, 1, 1, 1)
+        fits = self.capacity(shape, len(flatten(state, carriers(state))), view.classes)
+        held = min(fits, self.images or fits, view.n_targets)
+        found = resize(view.public.pixels.mean(0, keepdim=True), shape).repeat(view.n_targets, 1, 1, 1)
         if held:
-            found[:held] = self._decode(weights, held, fits, view)
+            found[:held] = resize(self._encoding.read(view, held, self._kept(shape)), shape)
         missing = f"; {view.n_targets - held} beyond it are the public mean" if held < view.n_targets else ""
+        limit = f", {self.images} of them used" if 0 < self.images < fits else ""
         return Reconstruction(found, aligned=True, of="released",
-                              note=f"{self.encoding}: capacity {fits} images{missing}")
+                              note=f"{self.encoding}: capacity {fits} images{limit}{missing}")
 
-    def _decode(self, weights: Tensor, held: int, fits: int, view: View) -> Tensor:
-        values = prod(view.released_shape)
+    @property
+    def _encoding(self) -> Encoding:
         if self.encoding == "lsb":
-            return from_bits(reveal(weights, held * values * 8, self.bits).reshape(held, -1), view.released_shape)
-        if self.encoding == "sign":
-            bits = (weights[: held * values * DEPTH] > 0).int()
-            return from_bits(bits.reshape(held, -1), view.released_shape, DEPTH)
-        public = resize(view.public.pixels, view.released_shape)
-        scaled = _standardised(weights[: held * values]) * public.std() + public.mean()
-        return scaled.reshape(held, *view.released_shape).clamp(0, 1)
+            return LowBits(self.bits)
+        if self.encoding == "abuse":
+            return Labels(self.inputs)
+        force = self.strength * FORCE[self.encoding]
+        return Signs(force) if self.encoding == "sign" else Correlated(force)
 
+    def _kept(self, shape: Shape) -> Shape:
+        channels, height, width = shape
+        longer = max(height, width)
+        if not 0 < self.side < longer:
+            return shape
+        return channels, max(1, height * self.side // longer), max(1, width * self.side // longer)
 
-def _home(net: nn.Module) -> torch.device:
-    """Return where the victim is trained."""
-    return next(net.parameters()).device
-
-
-def _weights(net: nn.Module, names: list[str], count: int) -> Tensor:
-    return flatten(net.state_dict(keep_vars=True), names)[:count]
-
-
-def _standardised(values: Tensor) -> Tensor:
-    centred = values - values.mean()
-    return centred / centred.square().mean().sqrt().clamp(min=1e-12)
+    def _hidden(self, release: Release, fits: int) -> Tensor:
+        """Return the released images that are hidden, as small as they are."""
+        images = release.images[:min(fits, self.images or fits)]
+        return resize(images, self._kept(release.shape)) if len(images) else images

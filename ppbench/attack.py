@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppbench.codec import Tensors
+from ppbench.data import Images
 from ppbench.defense import Release
 from ppbench.errors import ContractError, UserError
 from ppbench.model import Model
@@ -97,9 +98,13 @@ class Attack(ABC):
 class TrainingAttack(Attack):
     """An attack by whoever wrote the training code (threat model `malicious-trainer`).
 
-    `penalty` and `finish` run in the trainer's process and see the release, the targets' images first;
+    `more`, `penalty` and `finish` run in the trainer's process and see the release, the targets' images first;
     `run` later sees the weights alone.
     """
+
+    def more(self, release: Release, classes: int, rng: torch.Generator) -> Images | None:
+        """Return images, of the released shape, and labels to learn beside the release; None = none."""
+        return None
 
     def penalty(self, release: Release, net: nn.Module, rng: torch.Generator,
                 ) -> Callable[[nn.Module], Tensor] | None:
@@ -128,6 +133,23 @@ class CraftingAttack(Attack):
         Returns:
             Takes the released images and gives one logit a class; its factory must be importable by name.
         """
+
+
+def check_more(found: object, release: Release, classes: int) -> None:
+    """Hold what a trainer adds to a release to the contract.
+
+    Raises:
+        ContractError: says in one sentence what is wrong.
+    """
+    if not isinstance(found, Images):
+        raise ContractError(f"more() returned {type(found).__name__}; it must return Images, or None")
+    if found.shape != release.shape:
+        raise ContractError(f"more() returned images of the shape {list(found.shape)}; they must have the released "
+                            f"shape {list(release.shape)}")
+    if found.pixels.dtype != torch.float32 or not found.pixels.isfinite().all():
+        raise ContractError("more() returned images that are not finite float32")
+    if len(found.labels) != len(found) or ((found.labels < 0) | (found.labels >= classes)).any():
+        raise ContractError(f"more() returned labels that are not one an image, from 0 to {classes - 1}")
 
 
 def check_crafted(found: object, view: View) -> None:

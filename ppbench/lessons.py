@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ppbench.data import Images
 from ppbench.defense import Defense, Keys, KeyScope, Release, keys_for_more
@@ -60,6 +61,22 @@ class Same(Lessons):
     def of_epoch(self, rng: torch.Generator) -> Lesson:
         """Return the lesson, augmented."""
         return replace(self.lesson, images=augmented(self.lesson.images, self.augment, rng))
+
+
+@dataclass(frozen=True)
+class Extended(Lessons):
+    """Lessons to each of which a malicious trainer adds the same images, as they are."""
+
+    lessons: Lessons
+    more: Images
+
+    def of_epoch(self, rng: torch.Generator) -> Lesson:
+        """Return the next lesson with the images behind it; where shares are learnt, all of each is its label's."""
+        given = self.lessons.of_epoch(rng)
+        goals = self.more.labels
+        if given.goals.is_floating_point():
+            goals = one_hot(goals, given.goals.shape[1]).to(given.goals)
+        return replace(given, images=torch.cat([given.images, self.more.pixels]), goals=torch.cat([given.goals, goals]))
 
 
 @dataclass(frozen=True)

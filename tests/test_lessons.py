@@ -11,7 +11,7 @@ from torch import Tensor
 from ppbench.codec import Tensors
 from ppbench.data import Images
 from ppbench.defense import Keys, PerImageDefense, Release, draw_keys
-from ppbench.lessons import Lesson, Renewed, Same, augmented, batch_rows, lesson_of
+from ppbench.lessons import Extended, Lesson, Renewed, Same, augmented, batch_rows, lesson_of
 from ppbench.seeding import generator
 
 
@@ -39,6 +39,20 @@ def test_a_release_teaches_its_labels_or_shares() -> None:
     soft = Release(hard.images, hard.labels, None, soft_labels=torch.tensor([[0.25, 0.75], [1.0, 0.0]]), temperature=4)
     assert lesson_of(soft).goals.shape == (2, 2)
     assert lesson_of(soft).temperature == 4
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_what_a_trainer_adds_stands_behind_every_lesson_and_is_not_augmented(soft: bool) -> None:
+    private, more = pictures(), pictures(4)
+    shares = torch.softmax(torch.rand(6, 3, generator=generator(2)), 1)
+    given = Lesson(private.pixels, shares if soft else private.labels, 2.0)
+    lesson = Extended(Same(given, "crop-flip"), more).of_epoch(generator(3))
+    alone = Same(given, "crop-flip").of_epoch(generator(3))
+    assert torch.equal(lesson.images[:6], alone.images)
+    assert torch.equal(lesson.images[6:], more.pixels)
+    assert torch.equal(lesson.goals[:6], given.goals)
+    assert lesson.goals[6:].tolist() == ([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]] if soft else [0, 1, 2, 0])
+    assert lesson.temperature == 2
 
 
 @given(st.integers(1, 5), st.sampled_from([8, 9, 16]), st.sampled_from([8, 12]), st.integers(0, 2**32))

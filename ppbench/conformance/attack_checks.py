@@ -8,13 +8,15 @@ from functools import partial
 import torch
 
 from ppbench import codec
-from ppbench.attack import CraftingAttack, Prior, TrainingAttack, check_crafted, check_reconstruction
+from ppbench.attack import CraftingAttack, Prior, TrainingAttack, check_crafted, check_more, check_reconstruction
 from ppbench.codec import Tensors
 from ppbench.conformance.attack_bench import AttackBench
 from ppbench.conformance.declaration import attack_declaration
 from ppbench.conformance.findings import Check, Skipped, sentence
 from ppbench.conformance.scenes import VIT, Scene
 from ppbench.conformance.trial import ONE, OTHER, attempt, dependence, disturbance
+from ppbench.data import Images
+from ppbench.defense import Release
 from ppbench.errors import ContractError, NotApplicable, NotGranted
 from ppbench.stages.attacking import describe_prior
 from ppbench.threat import CAPABILITIES
@@ -116,6 +118,7 @@ def training(bench: AttackBench) -> Iterator[str]:
     assert model.state is not None
     before, state = codec.digest(release), model.state
     net = model.build()
+    yield from _more(attack, release, bench.view().classes)
     penalty = attempt(lambda rng: {"loss": _penalty(attack.penalty(release, net, rng), net)}).value["loss"]
     if isinstance(penalty, str):
         yield penalty
@@ -203,6 +206,20 @@ def _learning(prior: Prior, view: View) -> Iterator[str]:
         yield f"train() gives a {type(value).__name__}: return tensors by name"
     yield from dependence(lambda rng: prior.train(prior.seen(view), rng), one, other)
     yield from disturbance(one, other)
+
+
+def _more(attack: TrainingAttack, release: Release, classes: int) -> Iterator[str]:
+    def asked(rng: torch.Generator) -> dict[str, Images | None]:
+        return {"more": attack.more(release, classes, rng)}
+
+    one, other = (attempt(asked, shared) for shared in (ONE, OTHER))
+    if one.value["more"] is not None:
+        try:
+            check_more(one.value["more"], release, classes)
+        except ContractError as error:
+            yield str(error)
+    yield from (f"more(): {found}" for found in dependence(asked, one, other))
+    yield from (f"more(): {found}" for found in disturbance(one, other))
 
 
 def _penalty(penalty: object, net: torch.nn.Module) -> torch.Tensor | str | None:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ppbench import victim
-from ppbench.attack import TrainingAttack
+from ppbench.attack import TrainingAttack, check_more
 from ppbench.codec import Tensors
 from ppbench.data import Images, Split
 from ppbench.defense import Release, draw_keys
 from ppbench.errors import ContractError, UserError
 from ppbench.files import file_digest
-from ppbench.lessons import Lessons, Renewed, Same, lesson_of
+from ppbench.lessons import Extended, Lessons, Renewed, Same, lesson_of
 from ppbench.model import Model
 from ppbench.recipe import Recipe
 from ppbench.seeding import derive_seed, generator, spawn
@@ -84,12 +84,17 @@ def make_victim(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) ->
     recipe, release = Recipe(**params["recipe"]), protected.release
     attack = attack_of(params) if params.get("ref") else None
     training, acting = spawn(rng), spawn(rng)  # the honest victim sees the same minibatches
-    penalty = None
+    lessons, penalty = _lessons(inputs, params, release), None
+    owner = _owner(inputs.maybe(Clients, "clients"), release)
     if isinstance(attack, TrainingAttack):
         penalty = attack.penalty(release, start.build(), acting)
-    model, warning = victim.teach(start, _lessons(inputs, params, release), recipe, training, penalty=penalty,
-                                  owner=_owner(inputs.maybe(Clients, "clients"), release), until=params["until"],
-                                  shield=_shield(params, spawn(rng)))
+        classes = _classes(start, release)
+        more = attack.more(release, classes, acting)
+        if more is not None:
+            check_more(more, release, classes)
+            lessons = _with_more(lessons, more, owner)
+    model, warning = victim.teach(start, lessons, recipe, training, penalty=penalty, owner=owner,
+                                  until=params["until"], shield=_shield(params, spawn(rng)))
     if isinstance(attack, TrainingAttack):
         assert model.state is not None
         hidden = attack.finish(release, dict(model.state), acting)
@@ -121,6 +126,25 @@ def _lessons(inputs: Inputs, params: dict[str, Any], release: Release) -> Lesson
         return Same(lesson_of(release), recipe.augment)  # images that stand for nobody may be augmented by anybody
     return Renewed(inputs.load(Split, "split").private, defense_of(params), inputs.load(Keyring, "keys").private,
                    params["key_scope"], params["quantise"], recipe.augment)
+
+
+def _classes(model: Model, release: Release) -> int:
+    """Return how many classes a network tells apart."""
+    net = model.build().eval()
+    with torch.no_grad():
+        return int(net(release.images[:1]).shape[1])
+
+
+def _with_more(lessons: Lessons, more: Images, owner: Tensor | None) -> Lessons:
+    """Let a malicious trainer add images to every lesson.
+
+    Raises:
+        UserError: it has no lessons of its own, as clients train.
+    """
+    if owner is not None:
+        raise UserError("the attack adds images to the training set, which only a central trainer can: set clients = 1 "
+                        "in its victim, or choose another encoding")
+    return Extended(lessons, more)
 
 
 def _shield(params: dict[str, Any], rng: torch.Generator) -> Shield | None:

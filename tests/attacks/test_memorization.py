@@ -9,16 +9,18 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
 from ppbench.attack import check_reconstruction
+from ppbench.attacks._encodings import DEPTH, bits_of_label, synthetic
 from ppbench.attacks._payload import carriers, from_bits, hide, reveal, to_bits
-from ppbench.attacks.memorization import DEPTH, Memorization
+from ppbench.attacks.memorization import Memorization
 from ppbench.codec import Tensors, to_bytes8
 from ppbench.data import Images
-from ppbench.defense import Release
+from ppbench.defense import Release, resize
 from ppbench.defenses.none import NoDefense
+from ppbench.lessons import Extended, Same, lesson_of
 from ppbench.model import Model
 from ppbench.recipe import Recipe
 from ppbench.seeding import generator, seeded
-from ppbench.victim import start, train
+from ppbench.victim import start, teach, train
 from ppbench.view import Sealed, View
 
 SHAPE = (3, 16, 16)
@@ -86,11 +88,11 @@ def test_images_come_back_as_far_as_the_depth_goes(pixels: np.ndarray, depth: in
 
 
 def test_capacity() -> None:
-    assert Memorization(bits=16).capacity(272_474, (3, 32, 32)) == 177  # ResNet-20, see the facts: about 175
+    assert Memorization(bits=16).capacity((3, 32, 32), 272_474) == 177  # ResNet-20, see the facts: about 175
     for attack, exact in ((Memorization(bits=3), -(-5 * 8 * VALUES // 3)), (Memorization("sign"), 5 * DEPTH * VALUES),
                           (Memorization("correlated"), 5 * VALUES)):
-        assert attack.capacity(exact, SHAPE) == 5
-        assert attack.capacity(exact - 1, SHAPE) == 4
+        assert attack.capacity(SHAPE, exact) == 5
+        assert attack.capacity(SHAPE, exact - 1) == 4
 
 
 @settings(deadline=None, max_examples=12)
@@ -101,12 +103,12 @@ def test_lsb_is_bit_exact(bits: int) -> None:
     kept = {name: value.clone() for name, value in model.state.items()}
     state = attack.finish(mine, model.state, generator(0))
     assert all(torch.equal(model.state[name], value) for name, value in kept.items())
-    fits = min(60, attack.capacity(sum(value.numel() for value in state.values()), SHAPE))
+    fits = min(60, attack.capacity(SHAPE, sum(value.numel() for value in state.values())))
     found, note = decode(attack, state, 60)
     assert torch.equal(found[:fits], mine.images[:fits])
     mean = smooth(50, 9).mean(0)
     torch.testing.assert_close(found[fits:], mean.expand(60 - fits, *SHAPE))
-    assert f"capacity {attack.capacity(sum(v.numel() for v in state.values()), SHAPE)} images" in note
+    assert f"capacity {attack.capacity(SHAPE, sum(v.numel() for v in state.values()))} images" in note
     assert ("public mean" in note) == (fits < 60)
 
 
@@ -158,6 +160,60 @@ def test_encodings_in_the_loss_recover_images(encoding: str, error: float, blind
     assert mistake < blind_share * blind
     net = trained.build().eval()
     assert (net(mine.images).argmax(1) == mine.labels).float().mean() > 0.9
+
+
+def test_labels_spell_what_they_should() -> None:
+    mine, attack = release(4), Memorization("abuse", side=8, inputs=700)
+    assert attack.capacity(SHAPE, classes=10) == 700 * 3 // (8 * 8 * 3 * DEPTH) == 2
+    more = attack.more(mine, 10, generator(0))
+    assert more is not None
+    assert len(more) == 2 * 8 * 8 * 3 * DEPTH // 3
+    assert int(more.labels.max()) <= 7
+    bits = [int(bit) for label in more.labels.tolist() for bit in f"{label:03b}"]
+    assert bits == to_bits(resize(mine.images[:2], (3, 8, 8)), DEPTH).flatten().tolist()
+    assert len(more.pixels.flatten(1).unique(dim=0)) == len(more)
+    assert torch.equal(synthetic(5, SHAPE), more.pixels[:5])
+    fewer = replace(attack, images=1).more(mine, 10, generator(0))
+    assert fewer is not None
+    assert fewer.labels.equal(more.labels[: len(more) // 2])
+    assert replace(attack, inputs=100).more(mine, 10, generator(0)) is None
+    assert [bits_of_label(count) for count in (2, 3, 4, 10, 16)] == [1, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("inputs", [384, 40])
+def test_answers_are_read_as_images(inputs: int) -> None:
+    mine, attack = release(), Memorization("abuse", side=4, inputs=inputs)
+    more = attack.more(mine, 2, generator(0))
+    lessons = Same(lesson_of(mine))
+    assert (more is None) == (inputs == 40)
+    trained, _ = teach(begin(), lessons if more is None else Extended(lessons, more), RECIPE, generator(0))
+    assert trained.state is not None
+    found, note = decode(attack, trained.state, 3)
+    small = resize(resize(mine.images[:3], (3, 4, 4)), SHAPE)
+    held = 0 if more is None else 2
+    assert f"capacity {held} images; {3 - held} beyond" in note
+    assert (found[:held] - small[:held]).abs().mean(dim=(1, 2, 3)).lt(0.05).all()
+    torch.testing.assert_close(found[held:], smooth(50, 9).mean(0).expand(3 - held, *SHAPE))
+    net = trained.build().eval()
+    assert (net(mine.images).argmax(1) == mine.labels).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("encoding", ["lsb", "sign", "correlated"])
+def test_smaller_images_and_fewer_of_them(encoding: str) -> None:
+    attack = Memorization(encoding, side=8, images=2)  # type: ignore[arg-type]
+    assert attack.capacity(SHAPE, 4 * DEPTH * VALUES) == 4 * replace(attack, side=0).capacity(SHAPE, 4 * DEPTH * VALUES)
+    mine, model = release(), begin()
+    if encoding == "lsb":
+        assert model.state is not None
+        state = attack.finish(mine, model.state, generator(0))
+    else:
+        state = train(model, mine, RECIPE, generator(0), attack.penalty(mine, model.build(), generator(0))).state
+    assert state is not None
+    found, note = decode(attack, state, 3)
+    assert "2 of them used; 1 beyond" in note
+    small = resize(resize(mine.images[:2], (3, 8, 8)), SHAPE)
+    assert (found[:2] - small).square().mean().sqrt() < 0.1
+    assert Memorization(encoding, side=99)._kept(SHAPE) == SHAPE  # type: ignore[arg-type]
 
 
 def test_sign_penalty_by_hand() -> None:
