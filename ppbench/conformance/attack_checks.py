@@ -18,7 +18,9 @@ from ppbench.conformance.trial import ONE, OTHER, attempt, dependence, disturban
 from ppbench.data import Images
 from ppbench.defense import Release
 from ppbench.errors import ContractError, NotApplicable, NotGranted
+from ppbench.model import Model
 from ppbench.stages.attacking import describe_prior
+from ppbench.stages.learning import classes_of
 from ppbench.threat import CAPABILITIES
 from ppbench.view import PARTS, Sealed, View
 
@@ -118,7 +120,7 @@ def training(bench: AttackBench) -> Iterator[str]:
     assert model.state is not None
     before, state = codec.digest(release), model.state
     net = model.build()
-    yield from _more(attack, release, bench.view().classes)
+    yield from _more(attack, release, model)
     penalty = attempt(lambda rng: {"loss": _penalty(attack.penalty(release, net, rng), net)}).value["loss"]
     if isinstance(penalty, str):
         yield penalty
@@ -208,7 +210,9 @@ def _learning(prior: Prior, view: View) -> Iterator[str]:
     yield from disturbance(one, other)
 
 
-def _more(attack: TrainingAttack, release: Release, classes: int) -> Iterator[str]:
+def _more(attack: TrainingAttack, release: Release, model: Model) -> Iterator[str]:
+    classes = classes_of(model, release)
+
     def asked(rng: torch.Generator) -> dict[str, Images | None]:
         return {"more": attack.more(release, classes, rng)}
 

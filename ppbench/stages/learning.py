@@ -88,7 +88,7 @@ def make_victim(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) ->
     owner = _owner(inputs.maybe(Clients, "clients"), release)
     if isinstance(attack, TrainingAttack):
         penalty = attack.penalty(release, start.build(), acting)
-        classes = _classes(start, release)
+        classes = classes_of(start, release)
         more = attack.more(release, classes, acting)
         if more is not None:
             check_more(more, release, classes)
@@ -128,9 +128,14 @@ def _lessons(inputs: Inputs, params: dict[str, Any], release: Release) -> Lesson
                    params["key_scope"], params["quantise"], recipe.augment)
 
 
-def _classes(model: Model, release: Release) -> int:
-    """Return how many classes a network tells apart."""
+def classes_of(model: Model, release: Release) -> int:
+    """Return how many classes a network tells apart.
+
+    Raises:
+        UserError: it does not take the released images.
+    """
     net = model.build().eval()
+    victim.check_fits(model, net, release.images, lesson_of(release).goals)
     with torch.no_grad():
         return int(net(release.images[:1]).shape[1])
 

@@ -45,6 +45,7 @@ FAULTY_ATTACKS: dict[str, dict[str, str]] = {
     "Trainer": {},
     "RandomWeights": {"training": "finish(): its result depends on torch's global generator"},
     "RoundsWeights": {"training": "from float32"},
+    "BadMore": {"training": "labels that are not one an image"},
     "BadPenalty": {"training": "it must be one finite number"},
     "Crafter": {},
     "HiddenCrafter": {"declaration": 'add "gradients" and "server"'},

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ppbench.attack import Attack, CraftingAttack, Prior, Reconstruction, TrainingAttack
+from ppbench.data import Images
 from ppbench.defense import resize
 
 
@@ -381,6 +382,14 @@ class RoundsWeights(Trainer):
 
     def finish(self, release, state, rng):
         return {name: value.double() for name, value in state.items()}
+
+
+@dataclass(frozen=True)
+class BadMore(Trainer):
+    """Add images of classes that there are none of."""
+
+    def more(self, release, classes, rng):
+        return Images(release.images, release.labels + classes, release.labels)
 
 
 @dataclass(frozen=True)
