@@ -21,6 +21,7 @@ from ppbench.attacks._linear_map import DRAWS, LinearMap, from_own_keys, from_pa
 from ppbench.attacks._pairs import (
     as_far_as_pairs_tell,
     halves,
+    held_out,
     learnt,
     moved,
     targets_by_key,
@@ -30,16 +31,17 @@ from ppbench.attacks._pairs import (
 from ppbench.attacks._simulate import ANYONE, Simulated, named, simulate
 from ppbench.bounds import above_zero, at_least, between
 from ppbench.codec import Tensors, under
-from ppbench.data import Shape
+from ppbench.data import Images, Shape
 from ppbench.defense import Pieces
 from ppbench.metrics import SSIM_WINDOW, ssim
-from ppbench.seeding import seeded, spawn
+from ppbench.seeding import generator, seeded, spawn
 from ppbench.view import View
 
 MAX_HELD = 2**20  # plain values on which iterates are compared
 PASSES = 200  # at most, over fixed pairs
 ENOUGH = 1e-3  # held-out loss below which nothing is left to learn: a quarter of a grey level
 GAIN = 0.1  # of a network's output: Adam's first steps, of equal size whatever the gradient, would spoil the base
+HELD, HELD_VALUES = 32, 2**19  # public images, and values of them, at most on which estimates are compared
 _AT_ONCE = 2**18  # plain values in a forward pass without gradients
 
 
@@ -258,9 +260,30 @@ def known_labels(view: View) -> Tensor:
 
 
 def estimated(inverter: Inverter, view: View, released: Tensor, labels: Tensor) -> Tensor:
-    """Return estimates `[n, C, H, W]` in [0, 1]: the mean over all ways in which releases of mirrored images mirror."""
+    """Return estimates `[n, C, H, W]` in [0, 1]: the mean over the ways in which releases of mirrored images mirror.
+
+    As many of these are taken as serve public images that nothing was learnt from: to be turned upside down suits
+    textures, and not faces.
+    """
+    axes = mirrors(view)
+    if axes:
+        tests = tests_of(view)
+        seen = view.algorithm.protect(tests, generator(0)).images
+        losses = [float(loss_of(_mirrored(inverter, seen, tests.labels, axes[:count]), tests.pixels).mean())
+                  for count in range(len(axes) + 1)]
+        axes = axes[: losses.index(min(losses))]
+    return _mirrored(inverter, released, labels, axes)
+
+
+def tests_of(view: View) -> Images:
+    """Return public images that nothing is learnt from, as many as are needed to tell estimates apart."""
+    return view.public[held_out(len(view.public))][:max(1, min(HELD, HELD_VALUES // math.prod(view.image_shape)))]
+
+
+def _mirrored(inverter: Inverter, released: Tensor, labels: Tensor, axes: list[int]) -> Tensor:
+    """Return the mean of the estimates for all ways to mirror along the axes."""
     ways: list[list[int]] = [[]]
-    for axis in mirrors(view):
+    for axis in axes:
         ways += [[*way, axis] for way in ways]
     return torch.stack([inverter.estimate(released.flip(way), labels).flip(way) for way in ways]).mean(0)
 

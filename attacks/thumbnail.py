@@ -1,6 +1,5 @@
 """What averaging leaves: the image most likely behind a release that a fixed linear map made, or a sharper one."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -9,17 +8,14 @@ from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks._affine import AffineMap, map_of, noise_of
 from ppbench.attacks._consistent import as_seen
 from ppbench.attacks._descent import MOST_STEPS
-from ppbench.attacks._inverter import described, estimated, known_labels, loss_of
-from ppbench.attacks._pairs import held_out, learnt
+from ppbench.attacks._inverter import described, estimated, known_labels, loss_of, tests_of
+from ppbench.attacks._pairs import learnt
 from ppbench.attacks._wiener import Spectrum, Wiener
 from ppbench.attacks.unet_inverter import UnetPrior
 from ppbench.bounds import above_zero, at_least, between
 from ppbench.codec import Tensors
-from ppbench.data import Images
 from ppbench.defense import resize
 from ppbench.view import View
-
-HELD, HELD_VALUES = 32, 2**19  # public images, and values of them, at most on which estimates are compared
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class NaturalImages(Prior):
         through = map_of(view)
         if through is None:
             return {}
-        some, tests = view.public.pixels[learnt(len(view.public))], _tests(view)
+        some, tests = view.public.pixels[learnt(len(view.public))], tests_of(view)
         released = view.algorithm.protect(tests, rng).images
         found = [Spectrum.of(some), Spectrum.smooth(some)]
         errors = [(_solver(view, through, prior, self.steps).estimate(released) - tests.pixels).square().mean()
@@ -100,7 +96,7 @@ class Thumbnail(Attack):
         solver = _solver(view, through, Spectrum.from_tensors(natural), self.iterations)
         if "learned" in priors:
             inverter = self._unet().load(priors["learned"], view)
-            tests = _tests(view)
+            tests = tests_of(view)
             seen = view.algorithm.protect(tests, rng).images
             ways = solver.estimate(seen), as_seen(view, estimated(inverter, view, seen, tests.labels), seen)
             closed, learned = (float(loss_of(found, tests.pixels).mean()) for found in ways)
@@ -113,11 +109,6 @@ class Thumbnail(Attack):
 
     def _unet(self) -> UnetPrior:
         return UnetPrior(self.steps, self.batch, self.width, self.depth, self.rate, self.amp)
-
-
-def _tests(view: View) -> Images:
-    """Return public images that nothing is learnt from, as many as are needed to tell estimates apart."""
-    return view.public[held_out(len(view.public))][:max(1, min(HELD, HELD_VALUES // math.prod(view.image_shape)))]
 
 
 def _solver(view: View, through: AffineMap, prior: Spectrum, iterations: int) -> Wiener:

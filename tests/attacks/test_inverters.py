@@ -23,11 +23,13 @@ from inverter_views import (
     view_of,
     with_defense,
 )
+from release_views import natural
+from release_views import view_of as view_under
 from torch import Tensor
 
 from ppbench.attacks import _ridge
 from ppbench.attacks._affine import mirrors
-from ppbench.attacks._inverter import Inverter, InverterAttack, loss_of, problem_of
+from ppbench.attacks._inverter import Inverter, InverterAttack, estimated, known_labels, loss_of, problem_of
 from ppbench.attacks._linear_map import LinearMap
 from ppbench.attacks.unet_inverter import UnetInverter
 from ppbench.attacks.vit_inverter import VitInverter
@@ -217,3 +219,24 @@ def test_a_real_run_trains_once_a_defense(name: str, tiny_npz: Path, tmp_path: P
     assert [row["status"] for row in seen.rows] == ["ok"] * 2
     assert all(row["note"].startswith("own keys; step ") for row in seen.rows)
     assert seen.rows[0]["ssim"] > 0.95
+
+
+class Upright:
+    """An estimate that knows where up is: bright above, dark below."""
+
+    ramp = torch.linspace(1, 0, 16)[:, None]
+
+    def estimate(self, released: Tensor, labels: Tensor) -> Tensor:
+        return 0.5 * released + 0.5 * self.ramp
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_images_are_turned_upside_down_only_where_that_serves_public_ones(upright: bool) -> None:
+    texture = natural(40, (3, 16, 16), 1)
+    images = replace(texture, pixels=0.5 * texture.pixels + 0.5 * (Upright.ramp if upright else 0.5))
+    view = view_under(images[torch.arange(6)], images, "pixelate", {"block": 4})
+    assert mirrors(view) == [3, 2]
+    found = estimated(Upright(), view, view.images, known_labels(view))  # type: ignore[arg-type]
+    slope = float((found[:, :, :8] - found[:, :, 8:]).mean())
+    assert (slope > 0.2) == upright
+    assert (abs(slope) < 0.05) != upright
