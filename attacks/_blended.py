@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ppbench.attack import Prior
 from ppbench.attacks._affine import map_of
+from ppbench.attacks._bands import shares
 from ppbench.attacks._consistent import as_seen
 from ppbench.attacks._gan import held_out
 from ppbench.attacks._latent_search import Search, Stop, likeness
-from ppbench.attacks._wiener import bands, dct, idct
+from ppbench.attacks._wiener import dct, idct
 from ppbench.attacks.linear import LinearPrior
 from ppbench.codec import Tensors
 from ppbench.view import View
@@ -69,8 +70,5 @@ def blend(images: Tensor, others: Tensor, truth: Tensor) -> Tensor:
     """
     apart = dct((others - images).double())
     ours, wanted = apart[-len(truth):], dct((truth - images[-len(truth):]).double())
-    band = bands(*images.shape[2:]).flatten()
-    product, square = (torch.zeros(int(band.max()) + 1, dtype=torch.float64).index_add(0, band, part.flatten())
-                       for part in ((ours * wanted).sum((0, 1)), ours.square().sum((0, 1))))
-    share = (product / square.clamp(min=1e-12)).clamp(0, 1)[band].unflatten(0, images.shape[2:])
+    share = shares((ours * wanted).sum((0, 1))[None], ours.square().sum((0, 1))[None])
     return (images + idct(share * apart).float()).clamp(0, 1)

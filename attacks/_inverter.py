@@ -41,7 +41,7 @@ MAX_HELD = 2**20  # plain values on which iterates are compared
 PASSES = 200  # at most, over fixed pairs
 ENOUGH = 1e-3  # held-out loss below which nothing is left to learn: a quarter of a grey level
 GAIN = 0.1  # of a network's output: Adam's first steps, of equal size whatever the gradient, would spoil the base
-HELD, HELD_VALUES = 32, 2**19  # public images, and values of them, at most on which estimates are compared
+COMPARED, COMPARED_VALUES = 32, 2**19  # public images, and values of them, at most on which estimates are compared
 _AT_ONCE = 2**18  # plain values in a forward pass without gradients
 
 
@@ -267,7 +267,7 @@ def estimated(inverter: Inverter, view: View, released: Tensor, labels: Tensor) 
     """
     axes = mirrors(view)
     if axes:
-        tests = tests_of(view)
+        tests = to_compare_on(view)
         seen = view.algorithm.protect(tests, generator(0)).images
         losses = [float(loss_of(_mirrored(inverter, seen, tests.labels, axes[:count]), tests.pixels).mean())
                   for count in range(len(axes) + 1)]
@@ -275,9 +275,10 @@ def estimated(inverter: Inverter, view: View, released: Tensor, labels: Tensor) 
     return _mirrored(inverter, released, labels, axes)
 
 
-def tests_of(view: View) -> Images:
+def to_compare_on(view: View) -> Images:
     """Return public images that nothing is learnt from, as many as are needed to tell estimates apart."""
-    return view.public[held_out(len(view.public))][:max(1, min(HELD, HELD_VALUES // math.prod(view.image_shape)))]
+    count = min(COMPARED, COMPARED_VALUES // math.prod(view.image_shape))
+    return view.public[held_out(len(view.public))][:max(1, count)]
 
 
 def _mirrored(inverter: Inverter, released: Tensor, labels: Tensor, axes: list[int]) -> Tensor:

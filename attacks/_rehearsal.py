@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ppbench.attacks._bands import shares
 from ppbench.attacks._gradient_match import Scene, recovered, solved
 from ppbench.attacks._gradient_settings import Settings, Where
 from ppbench.attacks._spectrum import Spectrum
-from ppbench.attacks._wiener import bands
 from ppbench.data import Images
 from ppbench.defense import Release, resize
 from ppbench.lessons import lesson_of
@@ -126,11 +126,7 @@ def fitted(spectrum: Spectrum, found: Tensor, truth: Tensor) -> Shrinkage:
         truth: `[N, c, h, w]`, of these images.
     """
     mine, true = (spectrum.coefficients(images - spectrum.mean) for images in (found, truth))
-    products, squares = ((mine * other).sum(0).flatten(1) for other in (true, mine))
-    band = bands(*found.shape[2:]).flatten()
-    sums = [part.new_zeros(len(part), int(band.max()) + 1).index_add(1, band, part) for part in (products, squares)]
-    shares = (sums[0] / sums[1].clamp(min=1e-12)).clamp(0, 1)
-    return Shrinkage(spectrum, shares[:, band].unflatten(1, found.shape[2:]))
+    return Shrinkage(spectrum, shares((mine * true).sum(0), mine.square().sum(0)))
 
 
 def _staged(images: Images, scene: Scene) -> tuple[Update, Tensor, Tensor]:

@@ -233,12 +233,6 @@ def idct(waves: Tensor) -> Tensor:
     return _cosines(waves.shape[-2]).T @ waves @ _cosines(waves.shape[-1])
 
 
-def bands(height: int, width: int) -> Tensor:
-    """Number the cosines of a plane `[height, width]` by their distance from the constant one."""
-    down, across = torch.arange(height) / height, torch.arange(width) / width
-    return ((down[:, None].square() + across.square()).sqrt() * max(height, width)).long()
-
-
 @lru_cache(maxsize=16)
 def _cosines(size: int) -> Tensor:
     places = torch.arange(size, dtype=torch.float64)

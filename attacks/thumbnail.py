@@ -8,7 +8,7 @@ from ppbench.attack import Attack, Prior, Priors, Reconstruction
 from ppbench.attacks._affine import AffineMap, map_of, noise_of
 from ppbench.attacks._consistent import as_seen
 from ppbench.attacks._descent import MOST_STEPS
-from ppbench.attacks._inverter import described, estimated, known_labels, loss_of, tests_of
+from ppbench.attacks._inverter import described, estimated, known_labels, loss_of, to_compare_on
 from ppbench.attacks._pairs import learnt
 from ppbench.attacks._wiener import Spectrum, Wiener
 from ppbench.attacks.unet_inverter import UnetPrior
@@ -33,7 +33,7 @@ class NaturalImages(Prior):
         through = map_of(view)
         if through is None:
             return {}
-        some, tests = view.public.pixels[learnt(len(view.public))], tests_of(view)
+        some, tests = view.public.pixels[learnt(len(view.public))], to_compare_on(view)
         released = view.algorithm.protect(tests, rng).images
         found = [Spectrum.of(some), Spectrum.smooth(some)]
         errors = [(_solver(view, through, prior, self.steps).estimate(released) - tests.pixels).square().mean()
@@ -96,7 +96,7 @@ class Thumbnail(Attack):
         solver = _solver(view, through, Spectrum.from_tensors(natural), self.iterations)
         if "learned" in priors:
             inverter = self._unet().load(priors["learned"], view)
-            tests = tests_of(view)
+            tests = to_compare_on(view)
             seen = view.algorithm.protect(tests, rng).images
             ways = solver.estimate(seen), as_seen(view, estimated(inverter, view, seen, tests.labels), seen)
             closed, learned = (float(loss_of(found, tests.pixels).mean()) for found in ways)

@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 from conftest import plugin, tiny_plan, tiny_run
 
 ABUSE = {"use": "memorization", "encoding": "abuse", "side": 4, "inputs": 200}  # of 3 classes: one bit an input
@@ -59,9 +58,3 @@ def test_what_is_added_is_held_to_the_contract(tiny_npz: Path, tmp_path: Path, m
     tiny_run(tiny_plan(tiny_npz, ["none"], [attack]), tmp_path)
     (reason,) = table(tmp_path).reason
     assert words in reason
-
-
-def test_nothing_global_is_drawn(tiny_npz: Path, tmp_path: Path) -> None:
-    before = torch.get_rng_state()
-    tiny_run(tiny_plan(tiny_npz, ["none"], [ABUSE]), tmp_path)
-    assert torch.equal(torch.get_rng_state(), before)

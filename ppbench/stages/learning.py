@@ -148,7 +148,7 @@ def _with_more(lessons: Lessons, more: Images, owner: Tensor | None) -> Lessons:
     """
     if owner is not None:
         raise UserError("the attack adds images to the training set, which only a central trainer can: set clients = 1 "
-                        "in its victim, or choose another encoding")
+                        "in its victim")
     return Extended(lessons, more)
 
 

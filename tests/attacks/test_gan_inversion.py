@@ -1,4 +1,4 @@
-"""GAN inversion: its generator, what it compares, where it stops, and the whole on photos."""
+"""GAN inversion: its prior, its search, where it stops, and the whole on photos."""
 
 import itertools
 from dataclasses import replace
@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_plan, tiny_run
+from gan_views import CIPHERS, NONE, QUICK, smooth, toy, trained, view_of
 from torch import Tensor
 
 from ppbench.attack import check_reconstruction
+from ppbench.attacks._bands import bands
 from ppbench.attacks._blended import blend
 from ppbench.attacks._decrypted import decrypted
-from ppbench.attacks._gan import Generator, augmentation, held_out
-from ppbench.attacks._gan_nets import LARGEST, Design, DiscriminatorNet, EncoderNet, GeneratorNet, canvas
+from ppbench.attacks._gan import Generator, held_out
 from ppbench.attacks._latent_search import Search, Stop, best_stop
-from ppbench.attacks._latent_signature import AsReleased, Blocks, Signature, Simulated, choose, distances, invariant
+from ppbench.attacks._latent_signature import Simulated
 from ppbench.attacks._linear_map import LinearMap
-from ppbench.attacks._wiener import bands, dct, idct
+from ppbench.attacks._wiener import dct, idct
 from ppbench.attacks.gan_inversion import GanInversion
-from ppbench.blocks import cut, join, permutations, permute_rows
 from ppbench.data import Images, Shape, SplitSizes, split
 from ppbench.datasets.photos import Photos
 from ppbench.defense import draw_keys
@@ -28,42 +28,9 @@ from ppbench.errors import UserError
 from ppbench.metrics import ssim
 from ppbench.plugins import build
 from ppbench.ref import Ref
-from ppbench.seeding import generator, seeded
+from ppbench.seeding import generator
 from ppbench.stages.attacking import describe_prior
-from ppbench.view import Algorithm, Sealed, View, quantised
-
-NONE = Ref("defenses", "none")
-CIPHERS = [Ref("defenses", "patch-shuffle", {"patch": 4}), Ref("defenses", "block-scrambling", {"block": 4})]
-QUICK = GanInversion(steps=4, restarts=2, hold=3, prior_steps=3)
-
-
-def smooth(count: int, shape: Shape, seed: int = 0) -> Images:
-    """Smooth random images in 8 bit, of 2 classes: the second is dark."""
-    channels, height, width = shape
-    labels = torch.arange(count) % 2
-    coarse = torch.rand(count, channels, 4, 4, generator=generator(seed)) * (1 - 0.6 * labels[:, None, None, None])
-    pixels = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
-    return Images((pixels * 255).round() / 255, labels, torch.arange(count))
-
-
-def view_of(private: Images, public: Images, ref: Ref = NONE, targets: int = 3, granted: str = "labels") -> View:
-    """What ciphertext-only grants of images protected as the runner would."""
-    defense = build(ref)
-    scope = defense.key_scopes[0] if defense.key_scopes else None
-    keys = draw_keys(defense, scope, len(private), private.shape, generator(1))
-    release = quantised(defense.protect(private, keys, generator(2)), 8)
-    return View(Sealed(granted=frozenset({"images", "public", "algorithm", granted}), image_shape=private.shape,
-                       released_shape=release.shape, n_targets=targets, classes=2, labels=private.labels[:targets],
-                       release=release, target_rows=torch.arange(targets), public=public,
-                       algorithm=Algorithm(ref, scope, 8)))
-
-
-def toy(shape: Shape = (3, 16, 16), ref: Ref = NONE, **more: Any) -> View:
-    return view_of(smooth(6, shape, 1), smooth(32, shape), ref, **more)
-
-
-def trained(attack: GanInversion, view: View) -> dict[str, dict[str, Tensor]]:
-    return {name: prior.train(prior.seen(view), generator(5)) for name, prior in attack.priors(view).items()}
+from ppbench.view import Algorithm, View, quantised
 
 
 @pytest.fixture(scope="module")
@@ -105,62 +72,6 @@ def test_nothing_but_the_release_of_a_decrypted_view_tells_of_clients() -> None:
     found = decrypted(View(sealed))
     assert torch.equal(found.images, private.pixels[:3])
     assert (found.algorithm.key_scope, found.algorithm.clients, found.release.clients) == (None, 1, None)
-
-
-# The networks
-
-
-@pytest.mark.parametrize(("shape", "size", "doublings"), [
-    ((3, 32, 32), (32, 32), 3), ((1, 28, 28), (28, 28), 2), ((3, 16, 40), (16, 40), 2), ((3, 30, 45), (32, 48), 2),
-    ((1, 1, 5), (2, 6), 1), ((3, 11, 13), (12, 14), 1), ((3, 218, 178), (64, 56), 3), ((3, 224, 224), (64, 64), 4)])
-def test_canvas_covers_the_image_and_no_more_than_it_must(shape: Shape, size: tuple[int, int], doublings: int) -> None:
-    found = canvas(shape)
-    assert found.doublings == doublings
-    assert found.size == size
-    assert max(found.inner) <= LARGEST
-    assert all(0 <= a - b < 2**doublings for a, b in zip(found.size, found.inner, strict=True))
-
-
-@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 16, 40), (3, 11, 13), (1, 7, 9), (3, 70, 90)])
-def test_networks_fit_any_shape(shape: Shape) -> None:
-    design = Design(shape, 3, 8, 4)
-    with seeded(0):
-        nets = GeneratorNet(design), EncoderNet(design), DiscriminatorNet(design)
-    images = nets[0](torch.randn(2, 8, generator=generator(0)))
-    assert images.shape == (2, *shape)
-    assert images.min() >= 0
-    assert images.max() <= 1
-    assert [part.shape for part in nets[1](images)] == [(2, 8), (2, 8)]
-    assert nets[2](images, torch.tensor([0, 3])).shape == (2,)
-
-
-def test_what_the_canvas_adds_it_takes_away() -> None:
-    images = torch.rand(2, 3, 30, 45, generator=generator(0))
-    assert canvas((3, 30, 45)).lay(images).shape == (2, 3, 32, 48)
-    assert torch.equal(canvas((3, 30, 45)).fit(canvas((3, 30, 45)).lay(images)), images)
-
-
-def test_entering_the_generator_at_any_level_gives_the_same_images() -> None:
-    with seeded(0):
-        net = GeneratorNet(Design((3, 30, 32), 2, 8, 4))
-    codes = torch.randn(3, 8, generator=generator(0))
-    values: tuple[Tensor, ...] = (net.enter(codes),)
-    for level in range(1, net.levels):
-        torch.testing.assert_close(net.finish(values, level), net(codes))
-        values = net.advance(values, level)
-    torch.testing.assert_close(net.finish(values, net.levels), net(codes))
-
-
-def test_augmentation_is_one_per_image_and_differentiable() -> None:
-    images = torch.rand(1, 3, 12, 20, generator=generator(0)).expand(6, -1, -1, -1).clone().requires_grad_()
-    augment = augmentation(6, Design((3, 12, 20), 1, 4, 4), generator(1))
-    seen = augment(images)
-    assert seen.shape == images.shape
-    assert all((a - b).abs().max() > 0.01 for a, b in itertools.combinations(seen, 2))
-    torch.testing.assert_close(augment(images), seen)  # drawn once: real and generated images get the same
-    seen.sum().backward()
-    assert images.grad is not None
-    assert all(grad.any() for grad in images.grad)
 
 
 # The prior
@@ -214,97 +125,6 @@ def test_a_short_training_beats_an_untrained_generator() -> None:
             samples = nets.generator(nets.generator.codes(noise, torch.tensor([0, 1]).repeat(20)))
     assert errors[1] < 0.5 * errors[0]
     assert samples[0::2].mean() > samples[1::2].mean() + 0.1  # the second class is dark
-
-
-# Signatures
-
-
-def released(ref: Ref, images: Images, seed: int = 7) -> Tensor:
-    defense = build(ref)
-    scope = defense.key_scopes[0] if defense.key_scopes else None
-    return Algorithm(ref, scope, 8).protect(images, generator(seed)).images
-
-
-@pytest.mark.parametrize(("ref", "expected"), [
-    (NONE, Simulated), (Ref("defenses", "mixup"), Simulated), (Ref("defenses", "constant"), Simulated),
-    (CIPHERS[0], Blocks(4, True, "kept", "none")), (CIPHERS[1], Blocks(4, True, "all", "none"))])
-def test_the_signature_chosen_holds_under_any_key(ref: Ref, expected: Any) -> None:
-    images = smooth(5, (3, 16, 16))
-    scope = next(iter(build(ref).key_scopes), None)
-    seen = released(ref, images)
-    signature = choose(Algorithm(ref, scope, 8), smooth(8, (3, 16, 16), 2), tuple(seen.shape[1:]), generator(3))
-    assert signature == expected or (isinstance(expected, type) and isinstance(signature, expected))
-    for seed in (7, 8):
-        own = distances(signature.of_plain(images.pixels), signature.of_released(released(ref, images, seed)))
-        assert own.max() < 1e-5
-    if ref.name != "constant":
-        other = distances(signature.of_plain(images.pixels), signature.of_released(seen.roll(1, 0)))
-        assert other.min() > 1e-4
-
-
-def scrambled(images: Tensor, moved: bool, pixels: str, negated: str, rng: torch.Generator) -> Tensor:
-    """A cipher written out on its own: blocks of 4 px moved, pixels shuffled, values negated."""
-    blocks = cut(images, 4)
-    n, count, c, s, _ = blocks.shape
-    if moved:
-        blocks = permute_rows(blocks, permutations(n, count, rng))
-    flat = blocks.flatten(3)
-    if pixels == "in channels":
-        order = permutations(n * count, s * s, rng).reshape(n, count, 1, s * s).expand_as(flat)
-        flat = flat.gather(3, order)
-    elif pixels == "all":
-        order = permutations(n * count, c * s * s, rng).reshape(n, count, -1)
-        flat = flat.flatten(2).gather(2, order).reshape(flat.shape)
-    if negated == "block":
-        flat = torch.where(torch.rand(n, count, 1, 1, generator=rng) < 0.5, flat, 1 - flat)
-    elif negated == "value":
-        flat = torch.where(torch.rand(flat.shape, generator=rng) < 0.5, flat, 1 - flat)
-    return join(flat.reshape(blocks.shape), (c, images.shape[2], images.shape[3]))
-
-
-@pytest.mark.parametrize("moved", [False, True])
-@pytest.mark.parametrize(("pixels", "order"), [("kept", "kept"), ("in channels", "by channel"), ("all", "all")])
-@pytest.mark.parametrize(("negated", "fold"), [("never", "none"), ("block", "block"), ("value", "value")])
-def test_signatures_undo_what_they_say_and_nothing_less(moved: bool, pixels: str, order: Any, negated: str,
-                                                        fold: Any) -> None:
-    images = torch.rand(4, 3, 16, 16, generator=generator(0))
-    seen = scrambled(images, moved, pixels, negated, generator(1))
-    assert invariant(Blocks(4, moved, order, fold), images, seen)
-    if moved:
-        assert not invariant(Blocks(4, False, order, fold), images, seen)
-    if order != "kept":
-        assert not invariant(Blocks(4, moved, "kept", fold), images, seen)
-    if fold != "none":
-        assert not invariant(Blocks(4, moved, order, "none"), images, seen)
-
-
-@pytest.mark.parametrize("signature", [
-    AsReleased((3, 8, 8)), Simulated(build(Ref("defenses", "mixup")), 8), Blocks(4, True, "kept", "none"),
-    Blocks(4, True, "all", "block"), Blocks(0, False, "by channel", "value"), Blocks(1, True, "kept", "none")])
-def test_signatures_have_derivatives(signature: Signature) -> None:
-    images = torch.rand(2, 3, 16, 16, generator=generator(0), requires_grad=True)
-    signature.of_plain(images).square().sum().backward()
-    assert images.grad is not None
-    assert images.grad.abs().amax((1, 2, 3)).min() > 0
-
-
-def test_a_set_of_blocks_tells_different_sets_apart_by_how_far_they_lie() -> None:
-    images = torch.rand(1, 3, 16, 16, generator=generator(0))
-    signature = Blocks(4, True, "kept", "none")
-    steps = [distances(signature.of_plain(images), signature.of_plain(images * (1 - d))) for d in (0.0, 0.1, 0.2, 0.4)]
-    assert steps[0] == 0
-    assert steps[1] < steps[2] < steps[3]
-
-
-def test_a_defense_without_derivative_is_searched_straight_through() -> None:
-    images = torch.rand(2, 3, 16, 16, generator=generator(0), requires_grad=True)
-    signature = Simulated(build(Ref("defenses", "constant")), 8)
-    wanted = signature.of_released(torch.full((2, 3, 16, 16), 128 / 255))
-    distance = distances(signature.of_plain(images), wanted)
-    assert torch.equal(distance, torch.zeros(2))  # also the 8-bit rounding is foreseen: nothing to be gained
-    distance.sum().backward()
-    assert images.grad is not None
-    assert not images.grad.any()
 
 
 # The search
