@@ -6,6 +6,7 @@ are found first, by the correlations of the blocks' means, which a state changes
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations, product
 
 import torch
@@ -27,10 +28,10 @@ class Puzzle:
     """Correlations of released and of public values, block by block.
 
     Attributes:
-        theirs: `[blocks, blocks, values, values]` of the released images.
+        theirs: `[blocks, blocks, values, values]` float32, of the released images.
         ours: the same of public ones.
         orders: `[S, values]` the value that each place takes, in every state.
-        signs: `[S, values]` 1, or -1 where it takes the negative.
+        signs: `[S, values]` 1, or -1 where it takes the negative, float32.
         grid: rows and columns of blocks.
     """
 
@@ -52,13 +53,32 @@ class Puzzle:
         around = product(range(max(0, y - 1), min(rows, y + 2)), range(max(0, x - 1), min(columns, x + 2)))
         return [a * columns + b for a, b in around if (a, b) != (y, x)]
 
+    @cached_property
+    def back(self) -> Tensor:
+        """`[S, values]` the place that each value takes, in every state."""
+        return self.orders.argsort(1)
+
     def agreement(self, block: int, others: list[int], state: Tensor) -> Tensor:
-        """Return how well a block agrees with others, whose states are known, in each state `[S]`."""
-        back = self.orders.argsort(1)[state[others]]
-        theirs = self.theirs[block, others].gather(2, back[:, None].expand(-1, self.orders.shape[1], -1))
-        theirs = theirs * self.signs[state[others]].gather(1, back)[:, None]  # as if the others were plain
-        together = torch.einsum("nij,nkj->ik", theirs, self.ours[block, others])
-        return (together[torch.arange(len(together)), self.orders] * self.signs).sum(1)
+        """Return how well a block agrees, in each state, with others whose states are known.
+
+        Args:
+            block: which.
+            others: the blocks that it is compared with.
+            state: `[k, blocks]`, k trials at once.
+
+        Returns:
+            `[k, S]`.
+        """
+        trials, values = len(state), self.orders.shape[1]
+        theirs = self.ours.new_empty(trials, values, len(others) * values)  # as if the others were plain
+        for number, other in enumerate(others):
+            back = self.back[state[:, other]]
+            signs = self.signs[state[:, other]].gather(1, back)
+            there = self.theirs[block, other][:, back].transpose(0, 1)
+            theirs[:, :, number * values:(number + 1) * values] = there * signs[:, None]
+        ours = self.ours[block, others].transpose(0, 1).reshape(values, -1)
+        together = theirs @ ours.T
+        return (together[:, torch.arange(values), self.orders] * self.signs).sum(2)
 
 
 def by_neighbours(structure: Structure, seen: Tensor, plain: Tensor, rng: torch.Generator,
@@ -82,7 +102,7 @@ def by_neighbours(structure: Structure, seen: Tensor, plain: Tensor, rng: torch.
     _, height, width = structure.image
     theirs, ours = (correlations(part.flatten(1)).reshape(count, values, count, values).transpose(1, 2).contiguous()
                     for part in (seen, plain))
-    puzzle = Puzzle(theirs, ours, *states, (height // structure.size, width // structure.size))
+    puzzle = Puzzle(theirs.float(), ours.float(), *states, (height // structure.size, width // structure.size))
     most = sum(float((ours[b, o] ** 2).sum()) for b in range(count) for o in puzzle.near(b))
     found: list[tuple[float, float, Tensor]] = []
     for source in _arrangements(structure, puzzle.grid, seen, plain, rng):
@@ -101,12 +121,12 @@ def _states(structure: Structure) -> tuple[Tensor, Tensor] | None:
     """Return orders and signs `[S, values]` of all states of a block; None = there are too many."""
     values = structure.values
     if structure.inside == "states" and structure.states is not None:
-        orders, signs = structure.states, torch.ones(len(structure.states), values, dtype=torch.float64)
+        orders, signs = structure.states, torch.ones(len(structure.states), values)
         return (torch.cat([orders, orders]), torch.cat([signs, -signs])) if structure.negated else (orders, signs)
     if structure.inside == "own" and not structure.moved and values <= FEW:
         every = list(product(permutations(range(values)), product((1.0, -1.0), repeat=values)))
         return (torch.tensor([order for order, _ in every]),
-                torch.tensor([sign for _, sign in every], dtype=torch.float64))
+                torch.tensor([sign for _, sign in every]))
     return None
 
 
@@ -132,16 +152,14 @@ def _solved(puzzle: Puzzle, means: tuple[Tensor, Tensor]) -> tuple[Tensor, float
     What is the same for all blocks (colours exchanged, all negated) hardly changes the agreement; the means tell.
     """
     path = _path(puzzle)
-    starts = range(len(puzzle.orders))
-    short = [_follow(puzzle, path[:_FIRST], start) for start in starts]
-    leading = sorted(starts, key=lambda start: -_total(puzzle, path[:_FIRST], short[start]))[:STARTS]
-    found = []
-    for start in leading:
-        state = _follow(puzzle, path, start)
-        for block in path:  # once more, now that all neighbours are known
-            state[block] = puzzle.agreement(block, puzzle.near(block), state).argmax()
-        found.append((_total(puzzle, path, state), _distance(puzzle, state, means), state))
-    reached, far, state = best(found)
+    short = _follow(puzzle, path[:_FIRST], torch.arange(len(puzzle.orders)))
+    leading = _total(puzzle, path[:_FIRST], short).argsort(descending=True, stable=True)[:STARTS]
+    states = _follow(puzzle, path, leading)
+    for block in path:  # once more, now that all neighbours are known
+        states[:, block] = puzzle.agreement(block, puzzle.near(block), states).argmax(1)
+    totals = _total(puzzle, path, states).tolist()
+    reached, far, state = best([(total, _distance(puzzle, state, means), state)
+                                for total, state in zip(totals, states, strict=True)])
     return state, reached, far
 
 
@@ -160,27 +178,27 @@ def _path(puzzle: Puzzle) -> list[int]:
     return path
 
 
-def _follow(puzzle: Puzzle, path: list[int], start: int) -> Tensor:
-    """Return the states `[blocks]` that follow, block by block, from that of the first."""
-    state = torch.full((puzzle.grid[0] * puzzle.grid[1],), start)
+def _follow(puzzle: Puzzle, path: list[int], starts: Tensor) -> Tensor:
+    """Return the states `[k, blocks]` that follow, block by block, from each of the first, `[k]`."""
+    state = starts[:, None].repeat(1, puzzle.grid[0] * puzzle.grid[1])
     known = {path[0]}
     for block in path[1:]:
-        state[block] = puzzle.agreement(block, [o for o in puzzle.near(block) if o in known], state).argmax()
+        state[:, block] = puzzle.agreement(block, [o for o in puzzle.near(block) if o in known], state).argmax(1)
         known.add(block)
     return state
 
 
-def _total(puzzle: Puzzle, path: list[int], state: Tensor) -> float:
-    """Return how well blocks agree with those of their neighbours that are on the path."""
-    some, total = set(path), 0.0
+def _total(puzzle: Puzzle, path: list[int], state: Tensor) -> Tensor:
+    """Return how well blocks agree with those of their neighbours that are on the path, `[k]` for states `[k, ...]`."""
+    some, total = set(path), torch.zeros(len(state), dtype=torch.float64)
     for block in path:
-        others = [other for other in puzzle.near(block) if other in some]
-        total += float(puzzle.agreement(block, others, state)[state[block]]) if others else 0.0
+        if others := [other for other in puzzle.near(block) if other in some]:
+            total += puzzle.agreement(block, others, state).gather(1, state[:, block, None])[:, 0]
     return total
 
 
 def _distance(puzzle: Puzzle, state: Tensor, means: tuple[Tensor, Tensor]) -> float:
     """Return the mean squared difference of decoded and public means."""
-    back = puzzle.orders.argsort(1)[state]
+    back = puzzle.back[state]
     decoded = (means[0] * puzzle.signs[state]).gather(1, back)
     return float((decoded - means[1]).square().mean())

@@ -14,22 +14,30 @@ from ppbench.runner import RunOptions, run
 from ppbench.suite import validate
 from ppbench.verdicts import REFERENCE
 
-METRICS = ("ssim", "lpips", "identification")  # what can be measured on photos
+METRICS = ("ssim", "lpips", "identification")  # what can be measured on photos; the last trains a judge
 ZERO = 1e-6
 
 
-def admission(bench: AttackBench) -> Iterator[str]:
-    """Run one real cell on the defense `none`, in processes of its own, and read its row.
+def admission(bench: AttackBench, options: RunOptions | None = None) -> Iterator[str]:
+    """Run one real cell on the defense `none`, and read its row.
 
     An attack that shows a class is not held against images: photographs have no people to be found again.
+
+    Args:
+        bench: the attack.
+        options: how and where the cell is run; unless given, in processes of its own, and nothing is kept.
     """
     with tempfile.TemporaryDirectory() as folder:
-        row = _row(bench.subject, Path(folder), ["ssim"])
-        if row["status"] == "ok" and bench.attack.shows == "class":
-            return
-        clear = row["status"] != "ok" or bench.attack.role == "floor" or "same-output" in row["flags"].split()
-        if not clear and not _beats_floor(row):
-            row = _row(bench.subject, Path(folder), list(METRICS))  # trains a judge: only where SSIM does not do
+        options = options or RunOptions(Path(folder), jobs=1)
+        row: Row = {}
+        for metric in METRICS:
+            scored = _row(bench.subject, options, metric)
+            row |= {name: value for name, value in scored.items() if value is not None}
+            if row["status"] == "ok" and bench.attack.shows == "class":
+                return
+            clear = row["status"] != "ok" or bench.attack.role == "floor" or "same-output" in row["flags"].split()
+            if clear or _beats_floor(row):
+                break
     yield from _verdict(row, bench.attack.role)
 
 
@@ -59,15 +67,14 @@ def _low(metric: str) -> str:
     return f"leakage_{metric}_low"
 
 
-def _row(subject: Subject, folder: Path, groups: list[str]) -> Row:
+def _row(subject: Subject, options: RunOptions, metric: str) -> Row:
     tables: dict[str, Any] = {
-        "name": f"admission-{len(groups)}", "targets": 16, "victim": {"epochs": 2}, "score": {"groups": groups},
+        "name": f"admission-{metric}", "targets": 16, "victim": {"epochs": 2}, "score": {"groups": [metric]},
         "dataset": [{"use": "photos", "private": 48, "public": 128, "test": 16}],
         "defense": [{"use": REFERENCE}],
         "attack": [{"use": subject.use, **subject.ref.params}],
     }
-    plan = make_plan(validate(tables, "the admission gate"), folder)
-    return run(plan, RunOptions(folder / "runs", jobs=1), _Unseen()).rows[0]
+    return run(make_plan(validate(tables, "the admission gate"), options.output), options, _Unseen()).rows[0]
 
 
 class _Unseen:

@@ -127,14 +127,13 @@ def test_costly_maps_are_learnt_less_often(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.parametrize("attack", [UnetInverter(steps=20, width=16),
-                                    VitInverter(steps=40, width=64)], ids=["unet", "vit"])
-def test_a_network_adds_to_the_linear_map_of_few_pairs(attack: UnetInverter | VitInverter) -> None:
+def test_a_network_adds_to_the_linear_map_of_few_pairs() -> None:
     """100 pairs tell little of a permutation of 3,072 values: the linear map leaves noise, and a network takes some."""
-    private, public = cifar(32, 600)
+    private, public = cifar(16, 300)
     view = view_of(private, public, "block-scrambling", {"block": 4}, "global", pairs=100)
-    learned, linear = (float(ssim(attacked(one, view).images, private.pixels).mean()) for one in (attack, Linear()))
-    assert learned > linear + 0.02
+    attacks = (Linear(), UnetInverter(steps=10, width=16), VitInverter(steps=40, width=32, depth=1))
+    linear, unet, vit = (float(ssim(attacked(one, view).images, private.pixels).mean()) for one in attacks)
+    assert min(unet, vit) > linear + 0.015
 
 
 def _both(images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from ppbench.conformance.defense_bench import DefenseBench
 from ppbench.conformance.defense_victim import fresh_process
 from ppbench.conformance.subject import resolve
 from ppbench.plugins import registered
+from ppbench.runner import RunOptions
 from ppbench.testing import check_attack, check_defense
 
 # Parameters that make a plug-in cheap: what is checked is the contract, not how well it does.
@@ -28,10 +29,10 @@ CHEAP: dict[str, dict[str, Any]] = {
 }
 # Enough to beat the blind guess where nothing is hidden, which is what the gate asks.
 BRIEF: dict[str, dict[str, Any]] = {
-    "gan-inversion": {"prior_steps": 30},
+    "gan-inversion": {"prior_steps": 10, "steps": 20, "restarts": 2, "hold": 4},
     "gradient-matching": {"steps": 60},
     "jigsaw": {"steps": 5},
-    "model-inversion": {"prior_steps": 30, "steps": 20},
+    "model-inversion": {"prior_steps": 10, "steps": 20},
     "thumbnail": {"steps": 50},
     "unet-inverter": {"steps": 50},
     "vit-inverter": {"steps": 50},
@@ -64,14 +65,20 @@ def test_every_kind_of_a_defense_conforms(variant: dict[str, dict[str, Any]]) ->
         check_defense(name, quick=True, **params)
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> RunOptions:
+    """One folder for all, so that what blind guesses score is worked out once."""
+    return RunOptions(tmp_path_factory.mktemp("admission"), "inline")
+
+
 SHOWN = pytest.mark.skipif("PPBENCH_PHOTOS_RUN" in os.environ, reason="test_photos_run.py holds the built-in run to it")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=SHOWN if name in ATTACKS else ())
                                   for name in registered("attacks")])
-def test_every_attack_is_admitted(name: str) -> None:
-    assert list(admission(AttackBench(resolve("attacks", name, BRIEF.get(name, {}))))) == []
+def test_every_attack_is_admitted(name: str, once: RunOptions) -> None:
+    assert list(admission(AttackBench(resolve("attacks", name, BRIEF.get(name, {}))), once)) == []
 
 
 @pytest.mark.slow
