@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from conftest import Run
 
 from ppbench.cli import cli
 
@@ -41,14 +42,14 @@ def test_list_and_help_do_not_import_torch() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_a_real_run_in_processes(tmp_path: Path) -> None:
-    (tmp_path / "short.toml").write_text('schema = 1\nname = "photos"\n[score]\ngroups = ["ssim", "lpips", "task"]\n')
-    command = [sys.executable, "-m", "ppbench", "run", str(tmp_path / "short.toml"),
+def test_a_real_run_in_processes(tmp_path: Path, command_line: Run) -> None:
+    (tmp_path / "short.toml").write_text('schema = 1\nname = "photos"\n[score]\ngroups = ["ssim", "lpips"]\n')
+    command = ["run", str(tmp_path / "short.toml"),
                "--dataset", "faces,size=32,private=40,public=60,test=40",
                "--defense", "none", "--defense", "patch-shuffle,patch=8", "--attack", "as-released",
                "--attack", "jigsaw,steps=20",
                "--output", str(tmp_path)]
-    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = subprocess.run([sys.executable, "-m", "ppbench", *command], check=True, capture_output=True, text=True)
     (folder,) = tmp_path.glob("photos-*")
     rows = pd.read_csv(folder / "results.csv").set_index(["defense", "attack"])
     assert list(rows.status) == ["ok"] * 4
@@ -56,8 +57,7 @@ def test_a_real_run_in_processes(tmp_path: Path) -> None:
     assert "patch-shuffle" in found.stdout
     assert "[4/4]" in found.stderr
     assert len(list((folder / "grids").glob("*.png"))) == 2
-    again = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "4 of 4 cells are finished already" in again.stderr
+    assert "4 of 4 cells are finished already" in command_line(*command)[2]
 
 
 @pytest.mark.usefixtures("interruptible")

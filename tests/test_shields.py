@@ -23,6 +23,7 @@ from ppbench.task import Classification
 from ppbench.training import Shield
 
 OWNER = torch.arange(20) % 2
+MATCHING = {"use": "gradient-matching", "steps": 3}
 
 
 def lesson() -> Lesson:
@@ -112,10 +113,10 @@ def test_a_killed_training_draws_the_same_noise_again(tmp_path: Path, monkeypatc
         assert same(taught(clients, noisy, Failing(2)), undisturbed)
 
 
-def rows(folder: Path, npz: Path, defenses: list[Any], **more: Any) -> pd.DataFrame:
-    attack = {"use": "gradient-matching", "steps": 3, "threats": ["one"]}
+def rows(folder: Path, npz: Path, defenses: list[Any], attack: dict[str, Any] = MATCHING,
+         **more: Any) -> pd.DataFrame:
     victim = {"epochs": 2, "kwargs": {"width": 2, "grid": 4}, **more}
-    plan = tiny_plan(npz, [], [attack], defense=[{"use": "none"}, *defenses], targets=4, victim=victim,
+    plan = tiny_plan(npz, [], [{**attack, "threats": ["one"]}], defense=[{"use": "none"}, *defenses], targets=4, victim=victim,
                      threat=[{"name": "one", "base": "federated-server", "batch": 1}],
                      score={"groups": ["ssim", "task"]})
     tiny_run(plan, folder)
@@ -124,7 +125,8 @@ def rows(folder: Path, npz: Path, defenses: list[Any], **more: Any) -> pd.DataFr
 
 def test_statistics_that_no_noise_covers_leave_no_epsilon_of_the_training(tiny_npz: Path, tmp_path: Path) -> None:
     noise = {"use": "gradient-noise", "clip": 0.01, "noise": 10.0}
-    found = rows(tmp_path, tiny_npz, [noise], model="ppbench.nets:cifar_resnet", kwargs={"depth": 8}).iloc[1]
+    net = {"model": "ppbench.nets:cifar_resnet", "kwargs": {"depth": 8}}
+    found = rows(tmp_path, tiny_npz, [noise], {"use": "blind"}, **net).iloc[1]
     assert found["epsilon_update"] == pytest.approx(GradientNoise(noise=10.0).epsilon(1))
     assert pd.isna(found["epsilon_training"])
 

@@ -301,8 +301,8 @@ def test_one_generator_serves_all_defenses_of_a_run(tiny_npz: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_without_a_defense_it_beats_the_mean_image_by_far() -> None:
-    images = split(Photos().pools(32), SplitSizes(8, 120, 8), 0)
-    attack = GanInversion(prior_steps=40, steps=20, hold=4)
+    images = split(Photos().pools(32), SplitSizes(8, 100, 8), 0)
+    attack = GanInversion(prior_steps=20, steps=20, restarts=2, hold=4)
     known: dict[str, Tensor] | None = None
     for ref, least in ((NONE, 0.9), (Ref("defenses", "mixup"), 0.55)):
         view = View(replace(view_of(images.private, images.public, ref, targets=8).sealed, classes=images.classes))

@@ -1,5 +1,7 @@
 """Linear maps of every regime: their form, what they read, and that they are found again under another key."""
 
+from functools import cache
+
 import pytest
 import torch
 from release_views import natural, view_of
@@ -30,6 +32,7 @@ def own(view: View) -> LinearMap:
     return from_own_keys(view, *with_own_keys(view, 2, generator(0)))
 
 
+@cache
 def forms() -> dict[str, LinearMap]:
     """A map of own keys, one of pairs, and both."""
     view = keyed()
@@ -50,7 +53,7 @@ def test_a_map_is_rebuilt_from_its_tensors(form: str) -> None:
 
 
 def test_what_own_keys_teach_reads_no_order_where_it_is_random() -> None:
-    found, images = own(keyed()), PUBLIC.pixels[:5]
+    found, images = forms()["own"], PUBLIC.pixels[:5]
     shuffled = join(permute_rows(cut(images, 4), permutations(5, 16, generator(0))), SHAPE)
     assert found.block == 4
     assert torch.allclose(found.apply(images, SHAPE), found.apply(shuffled, SHAPE), atol=1e-5)
@@ -65,7 +68,7 @@ def test_what_pairs_teach_reads_the_order() -> None:
 def test_pairs_correct_what_own_keys_teach() -> None:
     """The second part sees what the first leaves over: together they are the sum, clamped."""
     some, held = known(keyed())
-    first = own(keyed())
+    first = forms()["own"]
     best = from_pairs(first, some, held)
     assert best.error(held) <= min(first.error(held), from_pairs(None, some, held).error(held))
     assert first.own is not None
