@@ -116,8 +116,8 @@ def test_a_killed_training_draws_the_same_noise_again(tmp_path: Path, monkeypatc
 def rows(folder: Path, npz: Path, defenses: list[Any], attack: dict[str, Any] = MATCHING,
          **more: Any) -> pd.DataFrame:
     victim = {"epochs": 2, "kwargs": {"width": 2, "grid": 4}, **more}
-    plan = tiny_plan(npz, [], [{**attack, "threats": ["one"]}], defense=[{"use": "none"}, *defenses], targets=4, victim=victim,
-                     threat=[{"name": "one", "base": "federated-server", "batch": 1}],
+    plan = tiny_plan(npz, [], [{**attack, "threats": ["one"]}], defense=[{"use": "none"}, *defenses],
+                     targets=4, victim=victim, threat=[{"name": "one", "base": "federated-server", "batch": 1}],
                      score={"groups": ["ssim", "task"]})
     tiny_run(plan, folder)
     return pd.read_csv(folder / "tiny" / "results.csv")
