@@ -9,9 +9,12 @@ from torch import Tensor
 from ppbench.calibrate import Guesses, random_floor
 from ppbench.codec import Tensors
 from ppbench.matching import Order
+from ppbench.quality import METRICS
 from ppbench.scorers import Yardstick, mean_of, scorers
 
 PERFECT: dict[str, float] = {"ssim": 1.0, "lpips": 0.0, "identification": 1.0}
+LOWER = {"lpips", *(name for name, metric in METRICS.items() if metric.better == "lower")}
+"""Columns of which less is better."""
 
 
 @dataclass
@@ -55,11 +58,12 @@ def floors(yardstick: Yardstick, order: Order, guesses: Mapping[str, Guesses], l
             guess = best.knowing(labels)
             images = order.matched(guess.for_targets(labels, yardstick.targets, public), private)
             found.put(metric, measured[metric](images).double(), guess.method)
-            if "verification" in measured:  # a blind guess may look like somebody
-                found.put("verification", measured["verification"](images).double(), guess.method)
+            for name in measured.keys() & {"verification", *METRICS}:  # a blind guess may look like somebody
+                found.put(name, measured[name](images).double(), guess.method)
     # What the judge sees in a blind guess says little: its floor is public images, of the label where it is known.
-    drawn = [name for name in (*PERFECT, "identification_feature", "recognition", "verification")
-             if name in measured and (name not in found.scores or name == "verification" or not order.aligned)]
+    drawn = [name for name in (*PERFECT, "identification_feature", "recognition", "verification", *METRICS)
+             if name in measured and (name not in found.scores or name in ("verification", *METRICS)
+                                      or not order.aligned)]
     for name, scores in random_floor(public, labels, private, {name: measured[name] for name in drawn}, order,
                                      rng).items():
         found.put(name, scores, f"random public images{'' if order.aligned else ', assigned'}")
@@ -68,4 +72,4 @@ def floors(yardstick: Yardstick, order: Order, guesses: Mapping[str, Guesses], l
 
 def _better(column: str, one: Tensor, other: Tensor) -> bool:
     better = mean_of(column, one) > mean_of(column, other)
-    return better != (column == "lpips")
+    return better != (column in LOWER)

@@ -386,7 +386,8 @@ class Flow:
             inputs["verifier"] = await self.verifier(cell)
         settings = {"groups": groups, "lpips_trunk": self.plan.score.lpips_trunk,
                     "distractors": self.plan.score.distractors}
-        return inputs, {"settings": settings, "lpips": self.plan.lpips, "targets": self.plan.targets}
+        return inputs, {"settings": settings, "lpips": self.plan.lpips, "quality": self.plan.quality,
+                        "targets": self.plan.targets}
 
     async def _floor(self, cell: Cell, inputs: Mapping[str, Artefact], params: Mapping[str, Any]) -> Artefact:
         """What blind guesses score: the same for all cells whose adversaries know as much of the labels."""

@@ -141,6 +141,8 @@ class Plan:
     """Versions, device and the frame's own sources."""
     lpips: str = ""
     """LPIPS's definition, or why it is not measured."""
+    quality: str = ""
+    """What the quality metrics depend on, where they are asked for."""
     device: str = "cpu"
     weights: Mapping[str, Path] = field(default_factory=dict)
     """Where the weights lie that a victim starts from, by what its recipe calls them."""
@@ -149,14 +151,14 @@ class Plan:
         """Digest of all that a row is a function of: a finished row is kept while this stays the same."""
         codes = [cell.dataset.ref.code, cell.dataset.content, cell.defense.ref.code,
                  [ref.code for ref in cell.attack.refs], network_code(cell.victim.model)]
-        return json_digest([cell.identity, codes, self.targets, self.score.model_dump(), self.lpips,
+        return json_digest([cell.identity, codes, self.targets, self.score.model_dump(), self.lpips, self.quality,
                             self.limits.threads, self.environment])
 
     def as_json(self) -> dict[str, Any]:
         """What plan.json holds."""
         return {"ppbench": __version__, "name": self.name, "targets": self.targets,
                 "score": self.score.model_dump(), "limits": self.limits.model_dump(),
-                "environment": self.environment, "lpips": self.lpips,
+                "environment": self.environment, "lpips": self.lpips, "quality": self.quality,
                 "cells": [{"id": cell.id, "fingerprint": self.fingerprint(cell), "identity": cell.identity,
                            "code": [ref.code for ref in (cell.dataset.ref, cell.defense.ref, *cell.attack.refs)]}
                           for cell in self.cells]}

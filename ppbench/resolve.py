@@ -14,6 +14,7 @@ from ppbench.files import resolved
 from ppbench.perceptual import find_trunk
 from ppbench.plan import CLIENTS, AttackPlan, Cell, DatasetPlan, DefensePlan, Plan, label
 from ppbench.plugins import build, configure, is_file, suggest
+from ppbench.quality import quality_definition
 from ppbench.recipe import PRETRAINED, RANDOM, Recipe
 from ppbench.sources import code_digest, versions
 from ppbench.suite import AttackTable, DatasetTable, DefenseTable, ScoreTable, Suite
@@ -42,8 +43,8 @@ def make_plan(suite: Suite, folder: Path, device: str = "cpu") -> Plan:
     for cell in cells:
         _check_cell(cell, suite.targets)
     environment = {"versions": versions(), "device": described(device), "frame": code_digest(FRAME)}
-    return Plan(suite.name, cells, suite.targets, suite.score, suite.limits, environment, _lpips(suite.score), device,
-                weights)
+    return Plan(suite.name, cells, suite.targets, suite.score, suite.limits, environment, _lpips(suite.score),
+                quality_definition() if "quality" in suite.score.groups else "", device, weights)
 
 
 def _merged(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

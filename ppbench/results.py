@@ -12,6 +12,7 @@ from typing import Any
 from ppbench import __version__
 from ppbench.files import write_atomic
 from ppbench.plan import Cell, Plan, label
+from ppbench.quality import METRICS, SETS
 from ppbench.store import json_digest
 from ppbench.suspect import interval_condition
 
@@ -29,6 +30,8 @@ COLUMNS: tuple[str, ...] = (
     "ssim", "ssim_low", "ssim_high", "psnr", "lpips", "identification", "identification_feature", "gallery",
     "recognition", "verification", "verification_plain", "ssim_worst", "lpips_worst", "release_ssim", "release_psnr",
     "piece_direct", "piece_neighbour", "piece_largest", "piece_perfect", "piece_cheaper",
+    # quality
+    *(column for name in METRICS for column in (name, f"{name}_floor")), "brisque_plain",
     # floors
     "ssim_floor", "lpips_floor", "identification_floor", "identification_feature_floor", "recognition_floor",
     "verification_floor",
@@ -43,6 +46,7 @@ COLUMNS: tuple[str, ...] = (
     # meaning
     "ssim_def", "psnr_def", "lpips_def", "identification_def", "identification_feature_def",
     "recognition_def", "verification_def", "piece_def",
+    "quality_def",
     # origin
     "ppbench", "version_torch", "version_torchvision", "version_timm", "device", "threads", "defense_code",
     "attack_code", "artefact",
@@ -51,7 +55,7 @@ PER_IMAGE_COLUMNS: tuple[str, ...] = (
     "cell", "dataset", "defense", "attack", "threat", "seed", "target", "ssim", "psnr", "lpips", "identification",
     "identification_feature", "recognition", "verification", "release_ssim", "release_psnr", "ssim_floor",
     "lpips_floor", "identification_floor", "piece_direct", "piece_neighbour", "piece_largest", "piece_perfect",
-    "piece_cheaper",
+    "piece_cheaper", *(name for name in METRICS if name not in SETS),
 )
 
 Row = dict[str, Any]

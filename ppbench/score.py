@@ -16,6 +16,7 @@ from ppbench.matching import Order
 from ppbench.metrics import IDENTIFICATION_DEFINITION, PSNR_DEFINITION, SSIM_DEFINITION, SSIM_WINDOW, psnr, ssim
 from ppbench.perceptual import Lpips
 from ppbench.puzzle import PUZZLE_DEFINITION, puzzle_scores
+from ppbench.quality import METRICS, SETS, quality_definition
 from ppbench.scorers import Yardstick, mean_of, scorers
 from ppbench.seeding import spawn
 from ppbench.stats import mean_interval, ratio_interval
@@ -81,20 +82,23 @@ def score(truth: Truth, found: Reconstruction, outer: Reconstruction | None, rng
     sheet = Sheet(aligned=str(truth.order), shown=estimates, texts=_floor_methods(truth.floors),
                   flags=flags(found, truth.release.images[: yardstick.targets], chained=outer is not None))
     measured = scorers(yardstick, truth.order.aligned)
-    if isinstance(measured.lpips, str):
-        sheet.notes.append(measured.lpips)
+    sheet.notes.extend([measured.lpips] if isinstance(measured.lpips, str) else [])
+    sheet.notes.extend(measured.reasons)
     if "recognition" in groups and not yardstick.known:
         sheet.notes.append("recognition: not measured, as public images show none of the targets' classes")
     for name, plain in measured.plain.items():
         sheet.values[f"{name}_plain"] = mean_of(name, plain)
-        alone = int(plain.isnan().sum())
+        alone = int(plain.isnan().sum()) if name == "verification" else 0
         if alone:
             sheet.notes.append(f"{name}: {alone} of {yardstick.targets} targets have no other photo")
     for name, scorer in measured.by_column.items():
         per_image = scorer(estimates).double()
-        sheet.per_image[name] = per_image
         sheet.values[name] = mean_of(name, per_image)
-        if name in truth.floors.scores:
+        if name not in SETS:
+            sheet.per_image[name] = per_image
+        if name in METRICS:  # a picture's quality has a floor, but what is above it is not called leakage
+            sheet.values[f"{name}_floor"] = mean_of(name, truth.floors.scores[name])
+        elif name in truth.floors.scores:
             perfect = measured.plain.get(name, torch.full_like(per_image, PERFECT.get(name, math.nan)))
             _calibrate(sheet, name, per_image, truth.floors.scores[name], perfect, spawn(rng))
     if "identification" in groups:
@@ -176,5 +180,7 @@ def _define(sheet: Sheet, lpips: Lpips | str | None) -> None:
             sheet.texts[f"{name}_def"] = definition
     if isinstance(lpips, Lpips):
         sheet.texts["lpips_def"] = lpips.definition
+    if METRICS.keys() & sheet.values.keys():
+        sheet.texts["quality_def"] = quality_definition()
     if "piece_direct" in sheet.values:
         sheet.texts["piece_def"] = PUZZLE_DEFINITION

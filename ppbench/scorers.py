@@ -11,6 +11,8 @@ from ppbench.data import Images, Split
 from ppbench.judge import Judge
 from ppbench.metrics import identification, identification_unordered, psnr, ssim
 from ppbench.perceptual import Lpips, Net, Trunk, find_trunk
+from ppbench.piq_scores import piq_scorers
+from ppbench.quality import METRICS, choose, sentences
 from ppbench.verifier import Album, Verifier
 
 Scorer = Callable[[Tensor], Tensor]
@@ -21,7 +23,7 @@ class ScoreSettings:
     """What is measured, and how.
 
     Attributes:
-        groups: `ssim`, `psnr`, `lpips`, `identification`, `recognition`, `verification`, `pieces`.
+        groups: `ssim`, `psnr`, `lpips`, `identification`, `recognition`, `verification`, `pieces`, `quality`.
         lpips_trunk: LPIPS's network.
         distractors: gallery images beside the targets, or all there are.
     """
@@ -100,11 +102,13 @@ class Scorers:
         by_column: column -> function of estimates matched to the targets, `[n_targets, C, H, W]` -> `[n_targets]`.
         lpips: LPIPS, or why it is not measured.
         plain: column -> what the originals score, where that is not the perfect score.
+        reasons: why some of what was asked for is not measured.
     """
 
     by_column: dict[str, Scorer]
     lpips: Lpips | str | None = None
     plain: Tensors = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
 
 
 def scorers(yardstick: Yardstick, aligned: bool) -> Scorers:
@@ -134,9 +138,16 @@ def scorers(yardstick: Yardstick, aligned: bool) -> Scorers:
     if "recognition" in groups and yardstick.judge is not None and yardstick.known:
         seer, labels = Judge(yardstick.judge), yardstick.labels
         found["recognition"] = lambda x: (seer.predict(x) == labels).double()
-    if album is None:
-        return Scorers(found, lpips)
-    return Scorers(found | {"verification": album.verified}, lpips, {"verification": album.plain})
+    plain: Tensors = {}
+    if album is not None:
+        found["verification"], plain["verification"] = album.verified, album.plain
+    reasons: list[str] = []
+    if "quality" in groups:
+        names, missing = choose((private.shape[1], private.shape[2], private.shape[3]), len(private))
+        found |= (quality := piq_scorers(names, private))
+        plain |= {name: quality[name](private) for name in names if METRICS[name].looks_at == "estimates"}
+        reasons = sentences(missing)
+    return Scorers(found, lpips, plain, reasons)
 
 
 def mean_of(column: str, scores: Tensor) -> float:

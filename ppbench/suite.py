@@ -108,7 +108,7 @@ class ScoreTable(Table):
     """`[score]`: what is measured."""
 
     groups: list[Literal["ssim", "psnr", "lpips", "identification", "recognition", "verification",
-                          "pieces", "task"]] = [
+                          "pieces", "task", "quality"]] = [
         "ssim", "psnr", "lpips", "identification", "recognition", "pieces", "task"]
     lpips_trunk: Literal["squeeze", "alex", "vgg"] = "squeeze"
     distractors: int = Field(1000, ge=0)
