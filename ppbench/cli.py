@@ -194,6 +194,49 @@ def check(spec: str, kind: str | None, quick: bool) -> None:
 
 
 @cli.command()
+@click.argument("defense")
+@click.option("--dataset", default="photos", show_default=True, metavar="SPEC", help="As in `run`.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all that is random.")
+@click.option("--level", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.05, show_default=True,
+              help="How often an honest release may be accused, at most.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
+              help="Folder of runs; the audit goes to audits/ in it.")
+def audit(defense: str, dataset: str, seed: int, level: float, output: Path) -> None:
+    """Look for copies of private images among what DEFENSE releases.
+
+    It releases one half of the private images; the other half shows how near to it chance comes. Ends with exit code 1
+    where images are copied, or nearer on the whole than held-out ones.
+    """
+    from ppbench.suite import dataset_table, defense_table, validate
+
+    tables = {"name": "audit", "seeds": [seed], "score": {"groups": ["psnr"]}, "targets": 1,
+              "dataset": [_anchored(dataset_table(dataset))], "attack": [{"use": "blind"}],
+              "defense": [_with_files(_anchored(defense_table(defense)))]}
+    suite = validate(tables, "the audit")
+
+    from rich.console import Console
+
+    from ppbench.audit.release import audit_release
+    from ppbench.audit.report import sentences, table, write
+    from ppbench.plan import label
+    from ppbench.resolve import make_plan
+    from ppbench.rundir import check_writable
+
+    check_writable(output / "audits")
+    plan = make_plan(suite, Path.cwd())
+    path = output / "audits" / f"{label(plan.cells[0].defense.ref).replace(':', '-')}-{_digest(tables)}"
+    title = f"{defense} on {dataset}, seed {seed}"
+    found = audit_release(plan, output, level)
+    write(found, path, title)
+    Console().print(table(found, title))
+    for sentence in sentences(found):
+        click.echo(sentence)
+    click.echo(f"images: {path}.csv   pictures: {path}.png")
+    if found.audit.near or found.audit.copied.any():
+        sys.exit(1)
+
+
+@cli.command()
 @click.argument("image", type=click.Path(path_type=Path))
 @click.option("--piece", type=click.IntRange(min=1), default=16, show_default=True, help="Side of a piece in pixels.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), metavar="FILE.png",

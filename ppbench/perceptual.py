@@ -168,6 +168,14 @@ class Lpips:
         return torch.stack(layers).sum(0)
 
     @torch.no_grad()
+    def vectors(self, images: Tensor) -> Tensor:
+        """Return vectors `[N, D]` of which the squared distances are those of the images `[N, C, H, W]`."""
+        parts = [[(f * w.sqrt() / (f.shape[2] * f.shape[3]) ** 0.5).flatten(1)
+                  for f, w in zip(self.features(part), self._weights, strict=True)]
+                 for part in images.split(self.rows(_shape(images)))]
+        return torch.cat([torch.cat(layers, 1) for layers in parts])
+
+    @torch.no_grad()
     def statistics(self, images: Tensor, groups: Tensor, count: int) -> FeatureStatistics:
         """Summarise images for `mean_distance`.
 

@@ -27,9 +27,22 @@ def make_split(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> 
         found = split(dataset.pools(params["size"]), SplitSizes(**params["sizes"]), params["seed"])
     except ContractError as error:
         raise UserError(f"the data set {ref.name}: {error}") from error
+    return Made(found, _facts(found))
+
+
+def _facts(found: Split) -> dict[str, Any]:
     private = torch.cat([found.private.labels, found.test.labels])
-    return Made(found, {"shape": list(found.private.shape), "classes": found.classes,
-                        "public_classes": len(found.public.labels.unique()), "private_classes": len(private.unique())})
+    return {"shape": list(found.private.shape), "classes": found.classes,
+            "public_classes": len(found.public.labels.unique()), "private_classes": len(private.unique())}
+
+
+def hold_out(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Keep every second private image, drawn class by class, from the defense: they become the test images."""
+    found = inputs.load(Split, "split")
+    order = torch.randperm(len(found.private), generator=rng)
+    order = order[found.private.labels[order].argsort(stable=True)]
+    found = replace(found, private=found.private[order[::2]], test=found.private[order[1::2]])
+    return Made(found, _facts(found))
 
 
 def make_clients(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:

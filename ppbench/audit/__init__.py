@@ -1,0 +1,1 @@
+"""What looks at private images and is therefore no attack: audits of a release."""

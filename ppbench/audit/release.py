@@ -1,0 +1,87 @@
+"""Audit of what a defense of the registry releases, made of one half of the private images; the other is held out.
+
+Which half is drawn, so that nothing but the release tells both apart: test images may be of another kind, say crops of
+other photographs.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppbench import codec
+from ppbench.audit.copies import Audit, Parts, audit
+from ppbench.audit.spaces import Search, by_features, by_lpips, by_pixels
+from ppbench.data import Split
+from ppbench.defense import resize
+from ppbench.engine.inline import Inline
+from ppbench.errors import UserError
+from ppbench.flow import Flow, StageFailed, Step
+from ppbench.judge import SMALLEST, Judge
+from ppbench.perceptual import Lpips, Trunk, find_trunk
+from ppbench.plan import Cell, DatasetPlan, Plan
+from ppbench.precheck import check_data
+from ppbench.seeding import derive_seed
+from ppbench.stages.values import Protected, Table
+from ppbench.store import Artefact, Store
+
+SHIFT = 16  # copies are looked for at shifts of up to a 16th of the side
+
+
+@dataclass(frozen=True)
+class Audited:
+    """An audit, and the images that it is of."""
+
+    parts: Parts
+    audit: Audit
+    notes: list[str]
+
+
+class Halved(Flow):
+    """Makes everything of one half of the private images; the other half takes the place of the test images."""
+
+    async def split(self, dataset: DatasetPlan, seed: int) -> Artefact:
+        """Private, public and held-out images."""
+        whole = await super().split(dataset, seed)
+        return await self.make(Step("split", "hold-out", {"split": whole}, {}, derive_seed(seed, "hold-out")))
+
+
+def audit_release(plan: Plan, output: Path, level: float) -> Audited:
+    """Make the release of a plan's first cell, or find it in the store of `output`, and audit it.
+
+    Raises:
+        UserError: the defense, the data set or its sizes do not serve.
+    """
+    split, released, judge = asyncio.run(_made(plan, Halved(plan, Store(output / ".store"), Inline(), {})))
+    shape = split.private.shape
+    public = split.public.pixels
+    parts = Parts(resize(released.release.images, shape), split.private.pixels, split.test.pixels, public)
+    notes = [] if len(public) >= len(parts.released) else [
+        f"{len(public)} public images stand beside {len(parts.released)} released ones: set public to as many"]
+    find, missing = searches(min(shape[1:]) // SHIFT, judge)
+    return Audited(parts, audit(parts, find, level), notes + missing)
+
+
+async def _made(plan: Plan, flow: Halved) -> tuple[Split, Protected, Judge | None]:
+    cell: Cell = plan.cells[0]
+    await check_data(plan, flow)
+    try:
+        split, released = await flow.split(cell.dataset, cell.seed), await flow.release(cell)
+        small = min(split.info["shape"][1:]) < SMALLEST
+        judge = None if small else Judge(codec.load(Table, (await flow.judge(cell)).path).values)
+    except StageFailed as failure:
+        raise UserError(f"there is nothing to audit: {failure.reason}") from None
+    return codec.load(Split, split.path), codec.load(Protected, released.path), judge
+
+
+def searches(shift: int, judge: Judge | None) -> tuple[Mapping[str, Search], list[str]]:
+    """Return how the nearest is found in each space, and why it is not in others."""
+    found: dict[str, Search] = {"pixels": lambda images, among: by_pixels(images, among, shift)}
+    trunk = find_trunk("squeeze")
+    if isinstance(trunk, Trunk):
+        lpips = Lpips(trunk)
+        found["lpips"] = lambda images, among: by_lpips(images, among, lpips)
+    if judge is not None:
+        features = judge.features
+        found["judge"] = lambda images, among: by_features(images, among, features)
+    return found, [] if isinstance(trunk, Trunk) else [trunk]

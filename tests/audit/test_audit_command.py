@@ -1,0 +1,72 @@
+"""`ppbench audit`: what it prints, writes and returns; its release is made of one half of the private images."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import Run
+
+from ppbench.data import Images, Split
+from ppbench.seeding import generator
+from ppbench.stages.protecting import hold_out
+
+
+def audited(command_line: Run, npz: Path, defense: str, output: Path, private: int = 48) -> tuple[int, str, str]:
+    return command_line("audit", defense, "--dataset", f"npz:{npz},private={private},public=40,test=8",
+                        "--output", str(output))
+
+
+@pytest.mark.slow
+def test_what_is_released_as_it_is_is_copied(tiny_npz: Path, tmp_path: Path, command_line: Run) -> None:
+    code, text, errors = audited(command_line, tiny_npz, "none", tmp_path)
+    assert code == 1, errors
+    assert "24 of 24 private images are copied by the release" in text
+    (table,) = tmp_path.glob("audits/none-*.csv")
+    rows = pd.read_csv(table)
+    assert rows[rows.space == "pixels"].nearest.tolist() == list(range(24))
+    assert rows[rows.space == "pixels"].copied.all()
+    assert table.with_suffix(".png").stat().st_size > 1000
+    before = table.read_bytes()
+    assert audited(command_line, tiny_npz, "none", tmp_path)[0] == 1
+    assert table.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_release_that_shows_nothing_is_left_alone(tiny_npz: Path, tmp_path: Path, command_line: Run) -> None:
+    code, text, errors = audited(command_line, tiny_npz, "constant", tmp_path)
+    assert code == 0, errors
+    assert "no private image is nearer to the release than held-out images are, at the level of 5 %" in text
+    assert "a copy is below" in text
+
+
+@pytest.mark.parametrize(("defense", "private", "said"), [
+    ("none", 30, "at least 20 held-out images, but there are 15: set private higher"),
+    ("nun", 48, "nun"),
+])
+def test_bad_input_is_one_sentence(tiny_npz: Path, tmp_path: Path, command_line: Run, defense: str, private: int,
+                                   said: str) -> None:
+    code, _, errors = audited(command_line, tiny_npz, defense, tmp_path, private)
+    assert code == 2
+    assert said in errors
+    assert "Traceback" not in errors
+
+
+class Given:
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def load(self, kind: type[Split], name: str) -> Split:
+        return self.split
+
+
+def test_halves_are_drawn_class_by_class_and_share_nothing() -> None:
+    labels = torch.arange(41) % 3
+    private = Images(torch.rand(41, 3, 8, 8), labels, torch.arange(41))
+    split = Split(private, private[:5], private[:7], 3)
+    first, other = (hold_out(Given(split), {}, generator(seed)).value for seed in (0, 1))  # type: ignore[arg-type]
+    assert sorted([*first.private.ids.tolist(), *first.test.ids.tolist()]) == list(range(41))
+    sizes = torch.bincount(first.private.labels) - torch.bincount(first.test.labels)
+    assert sizes.abs().max() <= 1
+    assert first.private.ids.tolist() != other.private.ids.tolist()
+    assert torch.equal(first.public.ids, split.public.ids)
