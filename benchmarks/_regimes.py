@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 
-from _suites import Tables, results_of
+from _suites import Tables, results_of, scored
 from _table import Figure, at_least, equal
 
 from ppbench.results import Row
@@ -40,7 +40,7 @@ def generators(defenses: int) -> Figure:
                          "score": {"groups": ["psnr"]}}
 
     return equal(f"gan-inversion against {defenses} defenses", "generators trained",
-                 results_of("regimes", few).computed["prior"], 1)
+                 results_of("regimes", few).generators, 1)
 
 
 def brief(tables: Tables) -> Tables:
@@ -52,7 +52,7 @@ def brief(tables: Tables) -> Tables:
             table |= BRIEF
         if "threats" in table:
             table["threats"] = ["known-plaintext-all"]
-    score = tables["score"] | {"groups": ["ssim", "identification"]}
+    score = tables["score"] | {"groups": ["ssim"]}
     return tables | {"targets": 50, "defense": tables["defense"][:1], "attack": attacks, "score": score}
 
 
@@ -60,9 +60,7 @@ def figures(row: Row, linear: float, timings: Mapping[str, float]) -> list[Figur
     """Return a row's scores and seconds; those of networks beside what is known of them."""
     name = f"{described(row)}: {row['attack']}, {row['threat']}"
     published = PUBLISHED.get((row["attack"], _preset(row)))
-    found = [Figure(name, "ssim", row["ssim"], f"published: {published:g}" if published is not None else ""),
-             Figure(name, "lpips", row.get("lpips", math.nan)),
-             Figure(name, f"identification among {row['gallery']:,}", row["identification"])]
+    found = scored(name, row, f"published: {published:g}" if published is not None else "")
     if row["attack"] in LEARNED and not str(row["note"]).startswith("degenerate"):  # where it is the release itself
         found.append(at_least(name, "ssim over that of linear", row["ssim"] - linear, -ROUNDING))
     return [*found, Figure(name, "seconds of training", timings["prior"]),

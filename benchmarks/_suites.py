@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 from _real import ROOT
+from _table import Figure
 from torch import Tensor
 
 from ppbench.display import Terminal
@@ -19,6 +20,8 @@ from ppbench.runner import RunOptions, run
 from ppbench.suite import read_suite, validate
 
 Tables = dict[str, Any]
+GENERATOR = "encoder.head.weight"
+"""A tensor that no other prior holds."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,32 @@ class Results:
         timings: by cell, the seconds of training priors (`prior`), of the `attack` and of scoring (`score`), but for
             floors.
         computed: how many artefacts of a kind were made.
+        generators: how many GANs the store holds.
         per_image: a line a cell and target, in the order of the targets.
     """
 
     rows: list[Row]
     timings: dict[str, dict[str, float]]
     computed: Mapping[str, int]
+    generators: int
     per_image: pd.DataFrame
 
     def scores(self, row: Row, column: str) -> Tensor:
         """Return a row's scores by target."""
         return torch.tensor(self.per_image.loc[self.per_image["cell"] == row["cell"], column].to_list())
+
+
+def made(output: Path, kind: str, holding: str = "") -> int:
+    """Count the artefacts of a kind in a run's store, or those that hold a tensor of some name."""
+    found = [path for path in (output / ".store" / kind).glob("*") if path.is_dir()]
+    return sum(not holding or any(holding.encode() in file.read_bytes() for file in path.iterdir()) for path in found)
+
+
+def scored(name: str, row: Row, ssim: str = "") -> list[Figure]:
+    """Return what was measured of SSIM, LPIPS and identification; `ssim` says beside the first what is known of it."""
+    shown = {"ssim": "ssim", "lpips": "lpips", "identification": f"identification among {row.get('gallery') or 0:,}"}
+    return [Figure(name, figure, row[column], ssim if column == "ssim" else "") for column, figure in shown.items()
+            if row.get(column) is not None]
 
 
 def rows_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> list[Row]:
@@ -62,9 +80,10 @@ def results_of(name: str, brief: Callable[[Tables], Tables] | None = None) -> Re
         jobs = max(1, (os.cpu_count() or 1) // plan.limits.threads)
         found = run(plan, RunOptions(output, jobs=jobs), terminal)
         timings = pd.read_csv(output / plan.name / "timings.csv", dtype={"cell": str}).set_index("cell")
+        generators = made(output, "prior", GENERATOR)
         per_image = pd.read_csv(output / plan.name / "per_image.csv", dtype={"cell": str})
     for row in found.rows:
         if row["status"] not in ("ok", "not-applicable"):
             raise SystemExit(f"{name}: {row['attack']} on {row['defense']} {row['status']}: {row['reason']}")
     return Results([row for row in found.rows if row["status"] == "ok"], timings.to_dict("index"), found.computed,
-                   per_image)
+                   generators, per_image)

@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 import psutil
+from _suites import GENERATOR, made
 from _table import Figure, at_most, equal, options, show
 
 from ppbench.flow import GUESSED
@@ -26,7 +27,7 @@ FULL = read_suite(BUILT_IN / "photos.toml")
 DEFENSES = [table["use"] for table in FULL["defense"]]
 ATTACKS = [table["use"] for table in FULL["attack"]]
 TRAINS = {"memorization"}  # acts in the victim's training: a victim more for every defense
-PRIORS = {"gan-inversion": "shared", "vit-inverter": "own"}  # a generator for all, an inverter for each defense
+PRIORS = {"gan-inversion": {"shared", "own"}, "vit-inverter": {"own"}}  # for all, and for each defense
 SEAMS = {"patch-shuffle"}  # that keep what a piece holds, so that jigsaw learns seams, once for all pieces of a size
 SCORES = '[score]\ngroups = ["ssim", "psnr", "task"]\n'
 BRIEF = "gan-inversion,prior_steps=2,steps=2"
@@ -61,24 +62,18 @@ def generators(scratch: Path) -> list[Figure]:
         name = f"gan-{len(defenses)}"
         timed(scratch, name, defenses, [BRIEF], '[score]\ngroups = ["psnr"]\n')
         found.append(equal(f"gan-inversion against {len(defenses)} defenses", "generators trained",
-                           made(scratch / name, "prior"), 1))
+                           made(scratch / name, "prior", GENERATOR), 1))
     return found
 
 
 def counts(case: str, output: Path, defenses: list[str], attacks: list[str], guesses: int) -> list[Figure]:
     """Hold what was computed against what D defenses x A attacks need."""
     names = [attack.partition(",")[0] for attack in attacks]
-    shared = sum(PRIORS.get(name) == "shared" for name in names)
-    own = sum(PRIORS.get(name) == "own" for name in names)
+    shared, own = (sum(which in PRIORS.get(name, ()) for name in names) for which in ("shared", "own"))
     wanted = {"release": len(defenses) + 1,  # and the plain images', for the accuracy beside
               "victim": len(defenses) * (1 + len(TRAINS & set(names))),
               "prior": guesses + shared + own * len(defenses) + ("jigsaw" in names and not SEAMS.isdisjoint(defenses))}
     return [equal(case, f"{kind}s computed", made(output, kind), count) for kind, count in wanted.items()]
-
-
-def made(output: Path, kind: str) -> int:
-    """Count the artefacts of a kind in a run's store."""
-    return sum(1 for path in (output / ".store" / kind).iterdir() if path.is_dir())
 
 
 def timed(scratch: Path, name: str, defenses: list[str], attacks: list[str], scores: str) -> tuple[float, float]:

@@ -57,7 +57,7 @@ def test_a_suite_can_run_on_the_real_images(copied: Path, name: str, command_lin
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "data" / "unpack.py").is_file(), reason="no CIFAR-10 in PPBENCH_DATA")
-@pytest.mark.parametrize(("name", "cells"), [("mixup", 12), ("shuffle", 2), ("regimes", 2)])
+@pytest.mark.parametrize(("name", "cells"), [("mixup", 6), ("shuffle", 2), ("regimes", 2)])
 def test_the_short_form_that_a_benchmark_makes_of_a_suite_can_run(copied: Path, name: str, cells: int) -> None:
     command = [sys.executable, "-c", SHORT.format(module=f"_{name}"), str(ROOT / "benchmarks"),
                str(copied / f"{name}.toml")]
