@@ -12,6 +12,7 @@ from pathlib import Path
 from ppbench import codec
 from ppbench.audit.copies import Audit, Parts, audit
 from ppbench.audit.spaces import Search, by_features, by_lpips, by_pixels
+from ppbench.audit.tail import check_enough
 from ppbench.data import Split
 from ppbench.defense import resize
 from ppbench.engine.inline import Inline
@@ -66,12 +67,15 @@ async def _made(plan: Plan, flow: Halved) -> tuple[Split, Protected, Judge | Non
     cell: Cell = plan.cells[0]
     await check_data(plan, flow)
     try:
-        split, released = await flow.split(cell.dataset, cell.seed), await flow.release(cell)
+        split = await flow.split(cell.dataset, cell.seed)
+        images = codec.load(Split, split.path)
+        check_enough(len(images.test))
+        released = await flow.release(cell)
         small = min(split.info["shape"][1:]) < SMALLEST
         judge = None if small else Judge(codec.load(Table, (await flow.judge(cell)).path).values)
     except StageFailed as failure:
         raise UserError(f"there is nothing to audit: {failure.reason}") from None
-    return codec.load(Split, split.path), codec.load(Protected, released.path), judge
+    return images, codec.load(Protected, released.path), judge
 
 
 def searches(shift: int, judge: Judge | None) -> tuple[Mapping[str, Search], list[str]]:

@@ -59,15 +59,23 @@ class Tail:
         return self.threshold - self.scale / self.shape * float((p / self.share) ** -self.shape - 1)
 
 
+def check_enough(count: int) -> None:
+    """Hold the number of held-out images against what a tail can be fitted to.
+
+    Raises:
+        UserError: there are fewer than 20.
+    """
+    if count < FEWEST:
+        raise UserError(f"an audit needs at least {FEWEST} held-out images, but there are {count}: set private higher")
+
+
 def fit_tail(sample: Tensor) -> Tail:
     """Fit the lower tail of a sample `[n]`.
 
     Raises:
         UserError: there are fewer than 20 values.
     """
-    if len(sample) < FEWEST:
-        raise UserError(f"an audit needs at least {FEWEST} held-out images, but there are {len(sample)}: set "
-                        "private higher")
+    check_enough(len(sample))
     ordered = sample.double().sort().values
     size = max(_LEAST, -int(-_SHARE * len(ordered) // 1))
     below = (ordered[size] - ordered[:size]).flip(0)

@@ -12,29 +12,35 @@ from ppbench.seeding import generator
 from ppbench.stages.protecting import hold_out
 
 
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of runs, so that one judge serves all audits."""
+    return tmp_path_factory.mktemp("audits")
+
+
 def audited(command_line: Run, npz: Path, defense: str, output: Path, private: int = 48) -> tuple[int, str, str]:
     return command_line("audit", defense, "--dataset", f"npz:{npz},private={private},public=40,test=8",
                         "--output", str(output))
 
 
 @pytest.mark.slow
-def test_what_is_released_as_it_is_is_copied(tiny_npz: Path, tmp_path: Path, command_line: Run) -> None:
-    code, text, errors = audited(command_line, tiny_npz, "none", tmp_path)
+def test_what_is_released_as_it_is_is_copied(tiny_npz: Path, output: Path, command_line: Run) -> None:
+    code, text, errors = audited(command_line, tiny_npz, "none", output)
     assert code == 1, errors
     assert "24 of 24 private images are copied by the release" in text
-    (table,) = tmp_path.glob("audits/none-*.csv")
+    (table,) = output.glob("audits/none-*.csv")
     rows = pd.read_csv(table)
     assert rows[rows.space == "pixels"].nearest.tolist() == list(range(24))
     assert rows[rows.space == "pixels"].copied.all()
     assert table.with_suffix(".png").stat().st_size > 1000
     before = table.read_bytes()
-    assert audited(command_line, tiny_npz, "none", tmp_path)[0] == 1
+    assert audited(command_line, tiny_npz, "none", output)[0] == 1
     assert table.read_bytes() == before
 
 
 @pytest.mark.slow
-def test_a_release_that_shows_nothing_is_left_alone(tiny_npz: Path, tmp_path: Path, command_line: Run) -> None:
-    code, text, errors = audited(command_line, tiny_npz, "constant", tmp_path)
+def test_a_release_that_shows_nothing_is_left_alone(tiny_npz: Path, output: Path, command_line: Run) -> None:
+    code, text, errors = audited(command_line, tiny_npz, "constant", output)
     assert code == 0, errors
     assert "no private image is nearer to the release than held-out images are, at the level of 5 %" in text
     assert "a copy is below" in text
