@@ -264,8 +264,16 @@ def weights() -> None:
 
 @weights.command("fetch")
 @click.option("--trunk", type=click.Choice(["squeeze", "alex", "vgg"]), default="squeeze", show_default=True)
-def fetch(trunk: Any) -> None:
+@click.option("--quality", is_flag=True, help="Those of DISTS, BRISQUE, FID, KID, precision and recall instead.")
+def fetch(trunk: Any, quality: bool) -> None:
     """Download LPIPS's trunk weights into torch.hub's checkpoint folder (TORCH_HOME)."""
+    if quality:
+        from ppbench.quality import fetch_quality
+
+        for path in fetch_quality():
+            click.echo(str(path))
+        return
+
     from ppbench.perceptual import fetch as fetch_trunk
     from ppbench.perceptual import find_trunk
 

@@ -11,11 +11,12 @@ from importlib.metadata import version
 from math import inf
 from pathlib import Path
 from typing import Literal
+from urllib.error import URLError
 
 import torch
 
 from ppbench.data import Shape
-from ppbench.errors import first_line
+from ppbench.errors import UserError, first_line
 
 _DISTS = ("vgg16-397923af.pth", "dists_weights.pt")
 _BRISQUE = ("brisque_svm_weights.pt",)
@@ -66,6 +67,14 @@ METRICS: dict[str, Quality] = {
     "precision": Quality("PR", "higher", 0, 1, 1, "Kynkaanniemi et al. 2019", "sets", _INCEPTION, _NEAREST + 1),
     "recall": Quality("PR", "higher", 0, 1, 1, "Kynkaanniemi et al. 2019", "sets", _INCEPTION, _NEAREST + 1),
 }
+_PIQ = "https://github.com/photosynthesis-team/piq/releases/download"
+SOURCES: dict[str, str] = {
+    _DISTS[0]: f"https://download.pytorch.org/models/{_DISTS[0]}",
+    _DISTS[1]: f"{_PIQ}/v0.4.1/{_DISTS[1]}",
+    _BRISQUE[0]: f"{_PIQ}/v0.4.0/{_BRISQUE[0]}",
+    _INCEPTION[0]: f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{_INCEPTION[0]}",
+}
+"""Where the weights come from: file -> address."""
 SETS = frozenset(name for name, metric in METRICS.items() if metric.looks_at == "sets")
 
 
@@ -88,12 +97,34 @@ def sentences(reasons: Mapping[str, str]) -> list[str]:
             for reason in dict.fromkeys(reasons.values())]
 
 
+def fetch_quality() -> list[Path]:
+    """Download what is absent of the weights that these metrics need into torch.hub's checkpoint folder.
+
+    Raises:
+        UserError: a download failed.
+    """
+    for file, address in SOURCES.items():
+        path = _location(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if not path.is_file():
+                torch.hub.download_url_to_file(address, str(path), path.stem.rpartition("-")[2] if "-" in file else None,
+                                               progress=False)
+        except (URLError, OSError, RuntimeError) as error:
+            raise UserError(f"{file} could not be downloaded ({error}): copy {address} to {path.parent}") from error
+    return [_location(file) for file in SOURCES]
+
+
 def unreadable(file: str) -> str | None:
     """Say why weights cannot be used; None = they can, and hold nothing but tensors."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    path = _location(file)
     if not path.is_file():
-        return f"not measured: {file} is not in hub/checkpoints of the folder that TORCH_HOME names"
+        return f"not measured: {file} is not there: run `ppbench weights fetch --quality`"
     return _fault(path, path.stat().st_mtime_ns)
+
+
+def _location(file: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / file
 
 
 def _reason(metric: Quality, shape: Shape, count: int) -> str | None:

@@ -7,6 +7,7 @@ import numpy as np
 import piq
 import pytest
 import torch
+from conftest import Run
 from sheets import GUESSES, PRIVATE, SPLIT, TARGETS, sheet_of
 from torch import Tensor, nn
 
@@ -114,10 +115,41 @@ def test_metrics_left_out_for_one_reason_share_a_sentence() -> None:
 # --- weights
 
 def test_weights_that_are_absent_or_not_safe_are_named(hub: Path) -> None:
-    assert "brisque_svm_weights.pt is not in" in choose((3, 64, 64), 5)[1]["brisque"]
+    assert "brisque_svm_weights.pt is not there" in choose((3, 64, 64), 5)[1]["brisque"]
     torch.save({"run": Path("/")}, hub / "brisque_svm_weights.pt")  # an object, where tensors are wanted
     assert "brisque_svm_weights.pt cannot be read" in choose((3, 64, 64), 5)[1]["brisque"]
     assert "brisque" not in quality_definition()
+
+
+def test_weights_are_fetched_where_they_are_absent(hub: Path, command_line: Run,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {file for metric in METRICS.values() for file in metric.weights}
+    (hub / "dists_weights.pt").write_bytes(b"here")
+    asked = []
+
+    def download(address: str, path: str, digest: str | None, progress: bool) -> None:
+        asked.append(address.rpartition("/")[2])
+        assert digest == {"vgg16-397923af.pth": "397923af", "brisque_svm_weights.pt": None}.get(asked[-1], "6726825d")
+        Path(path).write_bytes(b"new")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    code, text, _ = command_line("weights", "fetch", "--quality")
+    assert code == 0
+    assert sorted(asked) == sorted(wanted - {"dists_weights.pt"})
+    assert {Path(line).name for line in text.split()} == {path.name for path in hub.iterdir()} == wanted
+    assert (hub / "dists_weights.pt").read_bytes() == b"here"
+
+
+def test_a_failed_download_says_what_to_copy_where(hub: Path, command_line: Run,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    code, _, errors = command_line("weights", "fetch", "--quality")
+    assert code == 2
+    assert "could not be downloaded (no route): copy https://" in errors
+    assert str(hub) in errors
 
 
 def test_brisque_looks_at_estimates_alone(hub: Path) -> None:
