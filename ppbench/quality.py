@@ -108,8 +108,8 @@ def fetch_quality() -> list[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             if not path.is_file():
-                torch.hub.download_url_to_file(address, str(path), path.stem.rpartition("-")[2] if "-" in file else None,
-                                               progress=False)
+                digest = path.stem.rpartition("-")[2] if "-" in file else None  # torch's names begin it
+                torch.hub.download_url_to_file(address, str(path), digest, progress=False)
         except (URLError, OSError, RuntimeError) as error:
             raise UserError(f"{file} could not be downloaded ({error}): copy {address} to {path.parent}") from error
     return [_location(file) for file in SOURCES]
