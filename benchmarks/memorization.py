@@ -1,4 +1,4 @@
-"""What synthetic sets and victims give away of the images that they were made from.
+"""What victims and synthetic sets give away of the images that they were made from.
 
     python benchmarks/memorization.py [--quick] [--json FILE]
 
@@ -6,9 +6,11 @@ data/cifar10.npz must be there (leaderboards/README.md).
 """
 
 import sys
+from itertools import chain
 
 import torch
 from _copies import copies
+from _hidden import hidden
 from _table import options, show
 
 
@@ -17,7 +19,7 @@ def main() -> None:
     asked = options(__doc__ or "")
     torch.set_num_threads(1)  # as a run does: more threads change float results
     found = []
-    for figure in copies(asked.quick):
+    for figure in chain(hidden(asked.quick), copies(asked.quick)):
         found.append(figure)
         print(f"{figure.case}: {figure.figure} {figure.value:.4g}", file=sys.stderr, flush=True)
     show("What is remembered", found, asked.json)
