@@ -57,8 +57,10 @@ def lira(target: Tensor, shadows: Shadows, online: bool = True) -> Tensor:
     without = _normal(shadows, ~shadows.inside)
     if not online:
         z = (target - without.loc) / without.scale
-        return -torch.special.log_ndtr(-z).sum(1)
-    return (_normal(shadows, shadows.inside).log_prob(target) - without.log_prob(target)).sum(1)
+        unlikely: Tensor = -torch.special.log_ndtr(-z).sum(1)
+        return unlikely
+    ratio: Tensor = (_normal(shadows, shadows.inside).log_prob(target) - without.log_prob(target)).sum(1)
+    return ratio
 
 
 def rmia(target: Tensor, shadows: Shadows, population: Tensor, population_shadows: Tensor, gamma: float = 1.0,
