@@ -63,7 +63,7 @@ def lira(target: Tensor, shadows: Shadows, online: bool = True) -> Tensor:
     return ratio
 
 
-def rmia(target: Tensor, shadows: Shadows, population: Tensor, population_shadows: Tensor, gamma: float = 1.0,
+def rmia(target: Tensor, shadows: Shadows, population: Tensor, usual: Tensor, gamma: float = 1.0,
          offline: float | None = None) -> Tensor:
     """Score candidates by the share of other images over which the target favours them more than shadows do.
 
@@ -71,7 +71,7 @@ def rmia(target: Tensor, shadows: Shadows, population: Tensor, population_shadow
         target: `[candidates]`: the target's probability of each candidate's label.
         shadows: others' probabilities, of one view each.
         population: `[z]`: the target's probability of the label of images that are no candidates.
-        population_shadows: `[shadows, z]`, the shadows'.
+        usual: `[z]`: their mean probability in shadows that were not trained with them.
         gamma: how much more.
         offline: the paper's a in [0, 1]: the mean over all networks is taken to be ((1 + a) p + 1 - a) / 2, where p is
             that of shadows trained without the candidate; None = shadows with and without it, to equal parts.
@@ -82,7 +82,6 @@ def rmia(target: Tensor, shadows: Shadows, population: Tensor, population_shadow
     sure, inside = shadows.sure[..., 0], shadows.inside
     without = _mean(sure, ~inside)
     mean = (_mean(sure, inside) + without) / 2 if offline is None else ((1 + offline) * without + 1 - offline) / 2
-    usual = population_shadows.mean(0)
     if offline is not None:
         usual = ((1 + offline) * usual + 1 - offline) / 2
     ratio = target / mean.clamp(min=1e-300)

@@ -40,6 +40,19 @@ class Reconstruction:
     objective: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Membership:
+    """How sure an attack is of each candidate's membership.
+
+    Attributes:
+        scores: `[N]` float, in the order of `View.candidates`; higher for whoever is taken for a member.
+        note: what a reader of the row should know, in a few words.
+    """
+
+    scores: Tensor
+    note: str = ""
+
+
 class Prior(ABC):
     """What an adversary learns once and uses in many cells: a GAN, an inverter.
 
@@ -62,7 +75,9 @@ class Prior(ABC):
 
 
 class Attack(ABC):
-    """Reconstructs private images from a view. Subclasses are frozen dataclasses of parameters.
+    """Reconstructs private images from a view, or tells which were used. A subclass is a dataclass of parameters.
+
+    Who requires `candidates` returns a `Membership`, all others a `Reconstruction`.
 
     Attributes:
         requires: the capabilities without which the attack cannot run (a literal frozenset).
@@ -91,8 +106,8 @@ class Attack(ABC):
         return torch.empty(0, *view.image_shape)
 
     @abstractmethod
-    def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction:
-        """Return an estimate of the targets; draw whatever is random from `rng`."""
+    def run(self, view: View, priors: Priors, rng: torch.Generator) -> Reconstruction | Membership:
+        """Return an estimate of the targets, or a score a candidate; draw whatever is random from `rng`."""
 
 
 class TrainingAttack(Attack):
@@ -186,6 +201,35 @@ def _check_facts(found: Reconstruction) -> None:
     if trace is not None and not (isinstance(trace, Tensor) and trace.ndim in (1, 2) and trace.numel()
                                   and trace.is_floating_point()):
         raise ContractError("the reconstruction's objective must be a float tensor [points] or [points, n], or None")
+
+
+def check_outcome(found: object, view: View, accuses: bool) -> None:
+    """Hold an attack's result to the contract; `accuses`: it requires `candidates`.
+
+    Raises:
+        ContractError: says in one sentence what is wrong.
+    """
+    if accuses:
+        check_membership(found, view)
+    else:
+        check_reconstruction(found, view)
+
+
+def check_membership(found: object, view: View) -> None:
+    """Hold an attack's scores of candidates to the contract.
+
+    Raises:
+        ContractError: says in one sentence what is wrong.
+    """
+    if not isinstance(found, Membership) or not isinstance(found.scores, Tensor):
+        raise ContractError(f"the attack returned a {type(found).__name__}; as it requires 'candidates', it must "
+                            "return a Membership")
+    if not isinstance(found.note, str):
+        raise ContractError(f"the membership's note is a {type(found.note).__name__}; it must be a string")
+    count, scores = len(view.candidates.images), found.scores
+    if tuple(scores.shape) != (count,) or not scores.is_floating_point() or not scores.isfinite().all():
+        raise ContractError(f"the attack returned {scores.dtype} scores of the shape {list(scores.shape)}; they must "
+                            f"be finite floats [{count}], one a candidate")
 
 
 def check_reconstruction(found: object, view: View) -> None:

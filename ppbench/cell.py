@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ppbench import codec
-from ppbench.attack import Reconstruction
+from ppbench.attack import Membership, Reconstruction
 from ppbench.files import write_atomic
 from ppbench.flow import Flow, StageFailed
 from ppbench.plan import Cell, Plan
@@ -28,9 +28,9 @@ async def make_row(plan: Plan, cell: Cell, folder: Path, flow: Flow) -> Contents
         try:
             attacked = await flow.reconstruction(cell)
             found, outer = attacked.reconstruction, attacked.outer
-            sheet = await flow.sheet(cell, found, outer)
+            sheet = await (flow.accusation(cell, found) if cell.attack.accuses else flow.sheet(cell, found, outer))
             accuracies = await _accuracies(plan, cell, flow)
-            scored = _scored(plan, cell, found, outer, sheet)
+            scored = _accused(found, sheet) if cell.attack.accuses else _scored(plan, cell, found, outer, sheet)
             row |= accuracies | scored | {"note": "; ".join(filter(None, [scored["note"], accuracies.get("note")]))}
             row["status"] = "ok"
             timings = {"prior": attacked.learning, "attack": attacked.seconds, "score": sheet.seconds}
@@ -79,6 +79,13 @@ def _scored(plan: Plan, cell: Cell, found: Artefact, outer: Artefact | None, sco
             "gallery": int(sheet.values["gallery"]) if "gallery" in sheet.values else None,
             "floor_method": "; ".join(f"{metric}: {method}" for metric, method in floors.items()),
             "flags": " ".join(sheet.flags) if cell.attack.role == "attack" else "", "artefact": found.sha256}
+
+
+def _accused(found: Artefact, scored: Artefact) -> Row:
+    sheet, note = codec.load(Sheet, scored.path), codec.load(Membership, found.path).note
+    counts = {name: int(sheet.values[name]) for name in ("candidates", "canaries") if name in sheet.values}
+    return {**sheet.values, **counts, **sheet.texts, "note": "; ".join(filter(None, [note, *sheet.notes])),
+            "artefact": found.sha256}
 
 
 def _bounded(log: str) -> str:

@@ -77,12 +77,35 @@ class Dataset(ABC):
 
 @dataclass(frozen=True)
 class Split:
-    """The three disjoint parts of a data set; the targets are the first rows of `private`."""
+    """The three disjoint parts of a data set; the targets are the first rows of `private`.
+
+    Where private images are halved, `held` are those that were kept from the defense: drawn like the others, so that
+    nothing but what the defense and the victim did tells both apart.
+    """
 
     private: Images
     public: Images
     test: Images
     classes: int
+    held: Images | None = None
+
+
+@dataclass(frozen=True)
+class Halving:
+    """How private images are halved, for whoever asks which of them were used.
+
+    Attributes:
+        canaries: so many images get a label of another class before they are halved: what is learnt of such an image
+            is learnt by heart, and shows the worst case, which an average hides (Aerni et al. 2024, arXiv 2404.17399).
+        copies: how often each canary that is used stands among the private images.
+    """
+
+    canaries: int = 0
+    copies: int = 1
+
+    def kept(self, private: int) -> int:
+        """Count the private images that the defense gets."""
+        return (private + 1) // 2 + (self.copies - 1) * (self.canaries // 2)
 
 
 @dataclass(frozen=True)

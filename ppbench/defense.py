@@ -167,6 +167,11 @@ class Defense(ABC):
         """
         return model
 
+    @classmethod
+    def shields(cls) -> bool:
+        """Say whether the updates of clients are protected."""
+        return cls.protect_update is not Defense.protect_update
+
     def protect_update(self, update: Update, rng: torch.Generator) -> Update:
         """Return the update that the client sends in place of its own (gradient-side defenses)."""
         return update

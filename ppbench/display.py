@@ -83,7 +83,10 @@ def outcome(row: Row) -> str:
     """Say in a few words what became of a cell."""
     if row["status"] != "ok":
         return f"{row['status']} ({row.get('reason', '')})"
-    parts = [f"{name.upper()} {row[name]:.3f}" for name in ("ssim", "lpips") if row.get(name) is not None]
+    parts = [f"{name.upper()} {row[name]:.3f}" for name in ("ssim", "lpips", "auc") if row.get(name) is not None]
+    if row.get("auc") is not None:
+        parts += [f"{kind}{row[column]:.1%} found at 1 % false alarms" for kind, column in
+                  (("", "tpr_at_fpr_1pct"), ("canaries ", "canary_tpr_at_fpr_1pct")) if row.get(column) is not None]
     if (leakage := row.get("leakage_ssim")) is not None:
         parts.append(f"leakage {leakage:.0%}")
     return ", ".join(parts) or "ok"
@@ -160,6 +163,8 @@ def _entry(row: Row | None, verdicts: Mapping[str, Verdict]) -> str:
         return ""
     if row["status"] != "ok":
         return "n/a" if row["status"] == "not-applicable" else str(row["status"])
+    if row.get("auc") is not None:
+        return f"AUC {row['auc']:.3f}\n{row['leakage_auc']:.0%}"
     if row.get("ssim") is None:
         return "ok"
     leakage = row.get("leakage_ssim")

@@ -149,7 +149,15 @@ class Flow:
     # --- what a data set and a defense need
 
     async def split(self, dataset: DatasetPlan, seed: int) -> Artefact:
-        """Private, public and test images."""
+        """Private, public and test images; where they are halved, of one half."""
+        if dataset.halving is not None:
+            whole = await self.split(dataset.whole, seed)
+            halving = asdict(dataset.halving)
+            return await self.make(Step("split", "halve", {"split": whole}, halving, derive_seed(seed, "halve")))
+        return await self.loaded(dataset, seed)
+
+    async def loaded(self, dataset: DatasetPlan, seed: int) -> Artefact:
+        """The images of a data set that is not halved."""
         params = {"ref": self._ref(dataset.ref), "size": dataset.size, "sizes": dataset.sizes.described(),
                   "seed": derive_seed(seed, "split", dataset.ref.identity), "content": dataset.content}
         return await self.make(Step("split", "split", {}, params, 0, (dataset.ref.code,)))
@@ -263,6 +271,9 @@ class Flow:
                          (cell.defense.ref.code,))
             inputs["pairs"] = await self.make(pairs)
         params = {**self._deployed(cell.defense), **self._against(threat)}
+        if cell.attack.accuses:
+            inputs["candidates"] = await self._candidates(cell, inputs)
+            params["recipe"] = asdict(cell.victim)
         view = await self.make(Step("view", "view", inputs, params, 0, (cell.defense.ref.code,)))
         if "oracle" not in threat.grants or not cell.attack.asks:
             return view
@@ -274,6 +285,20 @@ class Flow:
                        (cell.defense.ref.code,))
         inputs["answers"] = await self.make(answers)
         return await self.make(Step("view", "view", inputs, params, 0, (cell.defense.ref.code,)))
+
+    async def lineup(self, cell: Cell) -> Artefact:
+        """Members and others, mixed."""
+        inputs = {"whole": await self.split(cell.dataset.whole, cell.seed),
+                  "split": await self.split(cell.dataset, cell.seed)}
+        return await self.make(Step("lineup", "lineup", inputs, {}, derive_seed(cell.seed, "lineup")))
+
+    async def _candidates(self, cell: Cell, inputs: Mapping[str, Artefact]) -> Artefact:
+        """The same, as the adversary meets them."""
+        defense = cell.defense.protection()
+        shown = {"split": inputs["split"], "keys": inputs["keys"], "lineup": await self.lineup(cell)}
+        seed = derive_seed(cell.seed, "candidates", defense.identity())
+        return await self.make(Step("candidates", "candidates", shown, self._deployed(defense), seed,
+                                    (defense.ref.code,)))
 
     async def _sent(self, cell: Cell, inputs: Mapping[str, Artefact]) -> dict[str, Artefact]:
         """The model that clients got, and the updates that they sent."""
@@ -375,6 +400,10 @@ class Flow:
             inputs["outer"] = outer
         params["pieces"] = release.info["pieces"]
         return await self.make(Step("score", "score", inputs, params, derive_seed(cell.seed, "score")))
+
+    async def accusation(self, cell: Cell, found: Artefact) -> Artefact:
+        """How well members were told from others."""
+        return await self.make(Step("score", "accusation", {"lineup": await self.lineup(cell), "found": found}, {}, 0))
 
     async def _yardstick(self, cell: Cell) -> tuple[dict[str, Artefact], dict[str, Any]]:
         """What the targets are compared by, whatever the defense."""

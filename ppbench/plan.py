@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ppbench import __version__
-from ppbench.data import SplitSizes
+from ppbench.data import Halving, SplitSizes
 from ppbench.defense import KeyScope
 from ppbench.plugins import is_file
 from ppbench.recipe import Recipe
@@ -28,6 +28,18 @@ class DatasetPlan:
     sizes: SplitSizes
     content: str
     """Tells two files of the same name apart."""
+    halving: Halving | None = None
+    """How private images are halved; None = the defense gets all of them."""
+
+    @property
+    def whole(self) -> "DatasetPlan":
+        """The same, not halved."""
+        return replace(self, halving=None)
+
+    @property
+    def private(self) -> int:
+        """How many private images the defense gets."""
+        return self.sizes.private if self.halving is None else self.halving.kept(self.sizes.private)
 
     @property
     def label(self) -> str:
@@ -37,11 +49,14 @@ class DatasetPlan:
     def described(self) -> dict[str, Any]:
         """What a row says of it: parameters, sizes, and the start of the content's digest."""
         content = {"content": self.content[:12]} if self.content else {}
-        return {**self.ref.params, "size": self.size, **self.sizes.described(), **content}
+        return {**self.ref.params, "size": self.size, **self.sizes.described(), **content, **self._halved()}
+
+    def _halved(self) -> dict[str, Any]:
+        return {} if self.halving is None else {"halved": asdict(self.halving)}
 
     def identity(self) -> list[Any]:
         """What the split is a function of, seed apart."""
-        return [self.ref.identity, self.content[:16], self.size, self.sizes.described()]
+        return [self.ref.identity, self.content[:16], self.size, {**self.sizes.described(), **self._halved()}]
 
 
 @dataclass(frozen=True)
@@ -85,6 +100,11 @@ class AttackPlan:
     """The (outer) attack puts questions to an oracle, where there is one."""
     crafts: bool = False
     """The (outer) attack makes the model that clients get."""
+
+    @property
+    def accuses(self) -> bool:
+        """Say whether it tells members from others, in the place of estimating images."""
+        return "candidates" in self.requires
 
     @property
     def label(self) -> str:

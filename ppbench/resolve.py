@@ -1,12 +1,12 @@
 """From a suite to a plan: every name resolved, every parameter checked, every cell spelt out, before any computing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 from ppbench.attack import Attack, CraftingAttack, TrainingAttack
-from ppbench.data import Dataset, SplitSizes
+from ppbench.data import Dataset, Halving, SplitSizes
 from ppbench.defense import Defense, KeyScope
 from ppbench.device import described
 from ppbench.errors import UserError
@@ -19,7 +19,7 @@ from ppbench.recipe import PRETRAINED, RANDOM, Recipe
 from ppbench.sources import code_digest, versions
 from ppbench.suite import AttackTable, DatasetTable, DefenseTable, ScoreTable, Suite
 from ppbench.tables import content_digest, find_plugin, named_by_content
-from ppbench.threat import NAMED, ThreatModel, derived
+from ppbench.threat import CAPABILITIES, NAMED, ThreatModel, derived
 
 FRAME = "ppbench.stages"
 
@@ -36,15 +36,36 @@ def make_plan(suite: Suite, folder: Path, device: str = "cpu") -> Plan:
     victims = [_victim(_merged(suite.victim, table.victim), folder, weights) for table in suite.defense]
     defenses = [_defense(table, victim, folder) for table, victim in zip(suite.defense, victims, strict=True)]
     attacks = [(_attack(table, folder), _threats_of(table, threats, folder)) for table in suite.attack]
-    cells = _unique([Cell(dataset, defense, attack, threat, victim, seed)
+    cells = _unique([Cell(dataset if attack.accuses else dataset.whole, defense, attack, threat, victim, seed)
                      for seed in suite.seeds for dataset in datasets
                      for defense, victim in zip(defenses, victims, strict=True)
                      for attack, those in attacks for threat in those])
+    _check_canaries(suite, attacks)
     for cell in cells:
         _check_cell(cell, suite.targets)
     environment = {"versions": versions(), "device": described(device), "frame": code_digest(FRAME)}
     return Plan(suite.name, cells, suite.targets, suite.score, suite.limits, environment, _lpips(suite.score),
                 quality_definition() if "quality" in suite.score.groups else "", device, weights)
+
+
+def _check_canaries(suite: Suite, attacks: Sequence[tuple[AttackPlan, Any]]) -> None:
+    """Hold what is said of canaries against the attacks.
+
+    Raises:
+        UserError: nobody asks for them.
+    """
+    given = [table.use for table in suite.dataset if table.model_fields_set & {"canaries", "canary_copies"}]
+    if given and not any(attack.accuses for attack, _ in attacks):
+        raise UserError(f"{given[0]}: canaries are for attacks on membership, and the suite has none: add one, or "
+                        "leave canaries out")
+
+
+def _halving(table: DatasetTable) -> Halving:
+    """Say how private images are halved for attacks on membership: canaries in pairs, by default one in twenty."""
+    count = 2 * max(1, table.private // 40) if table.canaries is None else table.canaries
+    if count % 2 or count > table.private:
+        raise UserError(f"canaries is {count}; it must be an even number of at most private = {table.private}")
+    return Halving(count, table.canary_copies)
 
 
 def _merged(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -63,10 +84,11 @@ def _check_cell(cell: Cell, targets: int) -> None:
     Raises:
         UserError: they cannot go together; says what to change.
     """
-    private, defense = cell.dataset.sizes.private, build(cell.defense.ref)
+    private, defense = cell.dataset.private, build(cell.defense.ref)
     if targets > private:
-        raise UserError(f"targets is {targets}, but {cell.dataset.label} has {private} private images: lower targets "
-                        "or raise private")
+        halved = f", of which {cell.attack.label} keeps one half from the defense" if cell.attack.accuses else ""
+        raise UserError(f"targets is {targets}, but {cell.dataset.label} has {cell.dataset.sizes.private} private "
+                        f"images{halved}: lower targets or raise private")
     if targets > (released := defense.count(private)):
         raise UserError(f"targets is {targets}, but {label(cell.defense.ref)} releases {released} images: lower "
                         "targets or let it release more")
@@ -132,7 +154,7 @@ def _dataset(table: DatasetTable, folder: Path) -> DatasetPlan:
             replace(ref, params={**ref.params, "path": path.name}, file=str(path))
         content = content_digest(path)
     size = table.size if table.size is not None else cls.default_size
-    return DatasetPlan(ref, size, sizes, content)
+    return DatasetPlan(ref, size, sizes, content, _halving(table))
 
 
 def _defense(table: DefenseTable, victim: Recipe, folder: Path) -> DefensePlan:
@@ -159,8 +181,7 @@ def _defense(table: DefenseTable, victim: Recipe, folder: Path) -> DefensePlan:
     if federated and build(ref).mixes:
         raise UserError(f"{ref.name} mixes the images of several clients, which none of them holds: give it victim = "
                         "{ clients = 1 } in its table")
-    shields = cls.protect_update is not Defense.protect_update
-    return DefensePlan(ref, scope, table.quantise, clients, cls.victim_params, shields)
+    return DefensePlan(ref, scope, table.quantise, clients, cls.victim_params, cls.shields())
 
 
 def _attack(table: AttackTable, folder: Path) -> AttackPlan:
@@ -173,12 +194,17 @@ def _attack(table: AttackTable, folder: Path) -> AttackPlan:
     if issubclass(cls, CraftingAttack) and not cls.requires >= {"gradients", "server"}:
         raise UserError(f"{outer.name} crafts the clients' model, but does not say so: add \"gradients\" and "
                         "\"server\" to its `requires`")
+    if table.then is not None and "candidates" in cls.requires:
+        raise UserError(f"{outer.name} estimates no images that another attack could take further: let it stand alone")
     if table.then is not None:
         inner, inner_cls = find_plugin("attacks", table.then, folder)
         assert issubclass(inner_cls, Attack)
         _check_capabilities(inner.name, inner_cls)
         if issubclass(inner_cls, TrainingAttack):
             raise UserError(f"{inner.name} acts in training and cannot follow {outer.name}: let it come first")
+        if "candidates" in inner_cls.requires:
+            raise UserError(f"{inner.name} tells members from others and cannot follow {outer.name}: let it stand "
+                            "alone")
         if issubclass(inner_cls, CraftingAttack):
             raise UserError(f"{inner.name} crafts the clients' model and cannot follow {outer.name}: let it come first")
         if "oracle" in inner_cls.requires:
@@ -194,10 +220,15 @@ def _attack(table: AttackTable, folder: Path) -> AttackPlan:
 
 
 def _check_capabilities(name: str, cls: type[Attack]) -> None:
-    known = NAMED["full-knowledge"].grants
+    known = CAPABILITIES
     for verb, wanted in (("requires", cls.requires), ("uses", cls.uses)):
         for capability in sorted(set(wanted) - known):
             raise UserError(f"{name} {verb} the unknown capability {capability!r}{suggest(capability, sorted(known))}")
+
+
+    if "candidates" in cls.uses:
+        raise UserError(f"{name} uses \"candidates\", which only attacks on membership see: name it in `requires`, or "
+                        "leave it out")
 
 
 def _threats(suite: Suite) -> dict[str, ThreatModel]:

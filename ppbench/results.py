@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ppbench import __version__
+from ppbench.accusation import COLUMNS as RATED
 from ppbench.files import write_atomic
 from ppbench.plan import Cell, Plan, label
 from ppbench.quality import METRICS, SETS
@@ -30,6 +31,10 @@ COLUMNS: tuple[str, ...] = (
     "ssim", "ssim_low", "ssim_high", "psnr", "lpips", "identification", "identification_feature", "gallery",
     "recognition", "verification", "verification_plain", "ssim_worst", "lpips_worst", "release_ssim", "release_psnr",
     "piece_direct", "piece_neighbour", "piece_largest", "piece_perfect", "piece_cheaper",
+    # membership
+    "candidates", "canaries",
+    *(f"{prefix}{name}{end}" for prefix in ("", "canary_") for name in ("auc", *RATED.values())
+      for end in ("", "_low", "_high")),
     # quality
     *(column for name in METRICS for column in (name, f"{name}_floor")), "brisque_plain",
     # floors
@@ -40,13 +45,14 @@ COLUMNS: tuple[str, ...] = (
     "leakage_ssim", "leakage_ssim_low", "leakage_ssim_high", "leakage_lpips", "leakage_lpips_low",
     "leakage_lpips_high", "leakage_identification", "leakage_identification_low", "leakage_identification_high",
     "leakage_verification", "leakage_verification_low", "leakage_verification_high",
+    "leakage_auc", "leakage_auc_low", "leakage_auc_high",
     # utility
     "task_accuracy", "task_accuracy_honest", "task_accuracy_plain", "victim_adapted", "epsilon_update",
     "epsilon_training",
     # meaning
     "ssim_def", "psnr_def", "lpips_def", "identification_def", "identification_feature_def",
     "recognition_def", "verification_def", "piece_def",
-    "quality_def",
+    "quality_def", "membership_def",
     # origin
     "ppbench", "version_torch", "version_torchvision", "version_timm", "device", "threads", "defense_code",
     "attack_code", "artefact",
@@ -57,6 +63,9 @@ PER_IMAGE_COLUMNS: tuple[str, ...] = (
     "lpips_floor", "identification_floor", "piece_direct", "piece_neighbour", "piece_largest", "piece_perfect",
     "piece_cheaper", *(name for name in METRICS if name not in SETS),
 )
+
+PER_CANDIDATE_COLUMNS = ("cell", "dataset", "defense", "attack", "threat", "seed", "candidate", "score", "member",
+                         "canary")
 
 Row = dict[str, Any]
 
@@ -72,7 +81,8 @@ def base_row(plan: Plan, cell: Cell) -> Row:
                                   else cell.attack.refs[0].params),
         "threat": cell.threat.name, "threat_params": _compact(cell.threat.settings()), "victim": cell.victim.model,
         "victim_params": _compact({name: value for name, value in asdict(cell.victim).items() if name != "model"}),
-        "seed": cell.seed, "n_targets": plan.targets, "key_scope": cell.defense.key_scope,
+        "seed": cell.seed, "n_targets": None if cell.attack.accuses else plan.targets,
+        "key_scope": cell.defense.key_scope,
         "clients": cell.defense.clients, "quantise": cell.defense.quantise,
         "intervals_conditional_on": interval_condition(cell.defense.key_scope, _keys_of_targets(plan, cell)),
         "ppbench": __version__,

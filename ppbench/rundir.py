@@ -17,7 +17,8 @@ from ppbench.flow import Flow
 from ppbench.grids import Column, draw_grid
 from ppbench.plan import Cell, Plan, label
 from ppbench.plugins import is_file
-from ppbench.results import PER_IMAGE_COLUMNS, Row, read_row, to_csv
+from ppbench.results import PER_CANDIDATE_COLUMNS, PER_IMAGE_COLUMNS, Row, read_row, to_csv
+from ppbench.roc import draw_roc
 from ppbench.score import Sheet
 from ppbench.stages.values import Protected
 from ppbench.store import json_digest
@@ -118,7 +119,7 @@ def write_tables(plan: Plan, folder: Path, done: Mapping[str, Contents]) -> None
 
 def forget_joined(folder: Path) -> None:
     """Remove what is only made when all rows are there: an earlier plan's would stand beside the new rows."""
-    for name in ("verdicts.csv", "per_image.csv"):
+    for name in ("verdicts.csv", "per_image.csv", "per_candidate.csv"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "grids", ignore_errors=True)
 
@@ -128,12 +129,26 @@ def write_per_image(plan: Plan, folder: Path, done: Mapping[str, Contents]) -> N
     lines: list[dict[str, Any]] = []
     for cell in plan.cells:
         row = done[cell.id]["row"]
-        if row["status"] == "ok":
-            scores = {name: values.tolist() for name, values in _sheet(folder, cell).per_image.items()}
-            names = {name: row[name] for name in ("cell", "dataset", "defense", "attack", "threat", "seed")}
-            lines += [{**names, "target": i, **{name: values[i] for name, values in scores.items()}}
-                      for i in range(plan.targets)]
+        if row["status"] == "ok" and not cell.attack.accuses:
+            lines += _lines(row, "target", _sheet(folder, cell).per_image, plan.targets)
     write_atomic(folder / "per_image.csv", to_csv(lines, PER_IMAGE_COLUMNS))
+
+
+def write_per_candidate(plan: Plan, folder: Path, done: Mapping[str, Contents]) -> None:
+    """Write every candidate's score, where membership was told; no file where it was not."""
+    lines: list[dict[str, Any]] = []
+    for cell in plan.cells:
+        row = done[cell.id]["row"]
+        if row["status"] == "ok" and cell.attack.accuses:
+            lines += _lines(row, "candidate", _sheet(folder, cell).per_candidate, row["candidates"])
+    if lines:
+        write_atomic(folder / "per_candidate.csv", to_csv(lines, PER_CANDIDATE_COLUMNS))
+
+
+def _lines(row: Row, what: str, scores: Mapping[str, Tensor], count: int) -> list[dict[str, Any]]:
+    values = {name: found.tolist() for name, found in scores.items()}
+    names = {name: row[name] for name in ("cell", "dataset", "defense", "attack", "threat", "seed")}
+    return [{**names, what: i, **{name: found[i] for name, found in values.items()}} for i in range(count)]
 
 
 def write_verdicts(plan: Plan, folder: Path, done: Mapping[str, Contents]) -> dict[str, Verdict]:
@@ -156,20 +171,33 @@ async def write_grids(plan: Plan, folder: Path, flow: Flow, done: Mapping[str, C
         if done[cell.id]["row"]["status"] == "ok":
             groups.setdefault(json_digest([cell.dataset.identity(), cell.defense.identity(), cell.seed]), []
                               ).append(cell)
-    names: dict[str, int] = {}
+    names: dict[Path, int] = {}
     for cells in groups.values():
         first = cells[0]
+        name = f"{first.dataset.label}_{label(first.defense.ref)}_seed{first.seed}".replace(":", "-")
+        title = f"{label(first.defense.ref)} on {first.dataset.label}"
+        if first.attack.accuses:
+            curves = [(_described(cell), _sheet(folder, cell).per_candidate) for cell in cells]
+            write_atomic(_unique(folder / "grids" / f"{name}_roc.png", names), draw_roc(title, curves))
+            continue
         split = codec.load(Split, (await flow.split(first.dataset, first.seed)).path)
         protected = codec.load(Protected, (await flow.release(first)).path)
         columns = [Column(cell.attack.label, cell.threat.name, done[cell.id]["row"], _sheet(folder, cell).shown)
                    for cell in cells]
-        name = f"{first.dataset.label}_{label(first.defense.ref)}_seed{first.seed}".replace(":", "-")
-        names[name] = names.get(name, 0) + 1
-        suffix = f"_{names[name]}" if names[name] > 1 else ""
-        title = f"{label(first.defense.ref)} on {first.dataset.label}"
         picture = draw_grid(title, split.private.pixels[: plan.targets], protected.release.images[: plan.targets],
                             protected.release.source is not None, columns)
-        write_atomic(folder / "grids" / f"{name}{suffix}.png", picture)
+        write_atomic(_unique(folder / "grids" / f"{name}.png", names), picture)
+
+
+def _described(cell: Cell) -> str:
+    params = (f"{name} {value}" for ref in cell.attack.refs for name, value in ref.params.items())
+    return ", ".join([cell.attack.label, *params])
+
+
+def _unique(path: Path, names: dict[Path, int]) -> Path:
+    """Number a file where there is one of its name; `names` counts them."""
+    names[path] = names.get(path, 0) + 1
+    return path.with_stem(f"{path.stem}_{names[path]}") if names[path] > 1 else path
 
 
 def _sheet(folder: Path, cell: Cell) -> Sheet:

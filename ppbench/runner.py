@@ -27,6 +27,7 @@ from ppbench.rundir import (
     forget_joined,
     locked,
     write_grids,
+    write_per_candidate,
     write_per_image,
     write_tables,
     write_verdicts,
@@ -129,6 +130,7 @@ async def _run(plan: Plan, folder: Path, flow: Flow, observer: Observer, fresh: 
             group.create_task(finish(place, cell))
     rows = [done[cell.id]["row"] for cell in plan.cells]
     write_per_image(plan, folder, done)
+    write_per_candidate(plan, folder, done)
     verdicts = write_verdicts(plan, folder, done)
     await write_grids(plan, folder, flow, done)
     return Result(folder, rows, dict(flow.computed), kept, verdicts)

@@ -55,6 +55,7 @@ class Sheet:
         aligned: `true`, `false` (matched by one assignment) or `within N` (in batches of N).
         flags: what is suspect about the reconstruction.
         shown: `[n_targets, C, H, W]`: the estimates, fitted to the private shape and matched to the targets.
+        per_candidate: where membership is told: `score`, `member` and `canary`, `[N]` each.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -64,6 +65,7 @@ class Sheet:
     per_image: Tensors = field(default_factory=dict)
     aligned: str = "true"
     shown: Tensor = field(default_factory=lambda: torch.empty(0))
+    per_candidate: Tensors = field(default_factory=dict)
 
 
 def score(truth: Truth, found: Reconstruction, outer: Reconstruction | None, rng: torch.Generator) -> Sheet:

@@ -48,6 +48,10 @@ class DatasetTable(PlugInTable):
     """Images that measure task accuracy."""
     disjoint: bool = False
     """The adversary's own images are of other classes (of faces: of other people) than private and test images."""
+    canaries: int | None = Field(None, ge=2)
+    """Private images that get a wrong label, where membership is attacked; default: one in twenty."""
+    canary_copies: int = Field(1, ge=1)
+    """How often each canary that is used stands among the private images."""
 
 
 class DefenseTable(PlugInTable):

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from ppbench.view import PARTS, Capability, Sealed, without_labels
 
 CAPABILITIES: frozenset[Capability] = frozenset(PARTS)  # type: ignore[arg-type]
+EVERYTHING = CAPABILITIES - {"candidates"}
+"""All that can be known of images; candidates are for whoever asks another question: whose were used."""
 _CIPHERTEXT: frozenset[Capability] = frozenset({"images", "labels", "public", "algorithm"})
 _FEDERATED: frozenset[Capability] = frozenset({"public", "algorithm", "model", "gradients"})
 
@@ -67,7 +69,8 @@ NAMED: Mapping[str, ThreatModel] = {threat.name: threat for threat in (
     ThreatModel("federated-server", _FEDERATED),
     ThreatModel("malicious-server", _FEDERATED | {"server"}),
     ThreatModel("malicious-trainer", frozenset({"public", "algorithm", "model", "training"})),
-    ThreatModel("full-knowledge", CAPABILITIES),
+    ThreatModel("membership-inference", frozenset({"public", "algorithm", "model", "candidates"})),
+    ThreatModel("full-knowledge", EVERYTHING),
 )}
 
 SETTINGS = tuple(field.name for field in fields(ThreatModel) if field.name not in ("name", "grants"))

@@ -19,7 +19,7 @@ from ppbench.store import json_digest
 
 REFERENCE = "none"
 """The defense on which every attack must show that it works."""
-METRICS = ("ssim", "lpips", "identification", "verification")
+METRICS = ("ssim", "lpips", "identification", "verification", "auc")
 COLUMNS = (
     "cell", "dataset", "defense", "attack", "threat", "seed", "status", "role", "admissible", "admissible_by", "why",
     "ssim", "leakage_ssim", "none_ssim", "none_ssim_drop", "none_ssim_drop_low", "none_ssim_drop_high",

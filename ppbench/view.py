@@ -13,11 +13,12 @@ from ppbench.defense import Defense, Keys, KeyScope, Release, draw_keys
 from ppbench.errors import NotGranted
 from ppbench.model import Model, Update
 from ppbench.plugins import build
+from ppbench.recipe import Recipe
 from ppbench.ref import Ref
 from ppbench.seeding import spawn
 
 Capability = Literal["images", "labels", "public", "algorithm", "pairs", "model", "gradients", "oracle",
-                     "training", "server", "key"]
+                     "candidates", "training", "server", "key"]
 T = TypeVar("T")
 
 
@@ -65,6 +66,21 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """Private images of which some were used and the others kept from the defense, mixed.
+
+    Attributes:
+        images: `[N]` plain, with the labels that they would be learnt with.
+        sent: `[N, c, h, w]`: each as a client sends it to the victim to be classified.
+        public: `[P, c, h, w]`: the public images, sent alike.
+    """
+
+    images: Images
+    sent: Tensor
+    public: Tensor
+
+
+@dataclass(frozen=True)
 class Sealed:
     """What a view holds, as plain data; a part that was not granted is None."""
 
@@ -85,6 +101,8 @@ class Sealed:
     update: Update | None = None
     keys: Keys | None = None
     n_queries: int = 0
+    candidates: Candidates | None = None
+    recipe: Recipe | None = None
 
 
 PARTS: dict[str, tuple[str, ...]] = {
@@ -96,6 +114,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "model": ("model", "start"),
     "gradients": ("update",),
     "oracle": ("answers",),
+    "candidates": ("candidates", "recipe"),
     "training": (),
     "server": (),
     "key": ("keys",),
@@ -196,6 +215,16 @@ class View:
     def update(self) -> Update:
         """The clients' updates (capability `gradients`)."""
         return self._get("gradients", self.sealed.update)
+
+    @property
+    def candidates(self) -> Candidates:
+        """Members and others, mixed (capability `candidates`)."""
+        return self._get("candidates", self.sealed.candidates)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the victim is built and trained (capability `candidates`)."""
+        return self._get("candidates", self.sealed.recipe)
 
     @property
     def keys(self) -> Keys | None:

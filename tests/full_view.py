@@ -10,9 +10,10 @@ from torch import Tensor
 from ppbench.data import Images
 from ppbench.defense import Keys, Release
 from ppbench.model import Model, Update
+from ppbench.recipe import Recipe
 from ppbench.ref import Ref
 from ppbench.threat import CAPABILITIES
-from ppbench.view import Algorithm, Pairs, Sealed
+from ppbench.view import Algorithm, Candidates, Pairs, Sealed
 
 
 def images(count: int, side: int, rng: torch.Generator) -> Images:
@@ -37,7 +38,10 @@ def everything() -> Sealed:
         start=Model("ppbench.nets:convnet", {"num_classes": 3},
                     {name: torch.rand(value.shape, generator=rng) for name, value in state.items()}),
         update=Update({name: torch.rand_like(value)[None] for name, value in state.items()}, 4, 1, 0.01, False),
-        keys=Keys({"blocks": torch.rand(1, 4, generator=rng).argsort(1)}, torch.zeros(4, dtype=torch.int64)))
+        keys=Keys({"blocks": torch.rand(1, 4, generator=rng).argsort(1)}, torch.zeros(4, dtype=torch.int64)),
+        candidates=Candidates(images(6, 8, rng), torch.rand(6, 3, 4, 4, generator=rng),
+                              torch.rand(5, 3, 4, 4, generator=rng)),
+        recipe=Recipe(kwargs={"width": 4}, epochs=2))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -23,7 +23,7 @@ print(len(make_plan(validate(brief(read_suite(suite)), suite.name), suite.parent
 """  # what benchmarks make of a suite with --quick
 
 
-CELLS = {"cifar10-small": 49, "faces": 100, "ladder": 112, "mixup": 12, "people": 12, "regimes": 160, "shuffle": 10,
+CELLS = {"cifar10-small": 49, "faces": 100, "ladder": 112, "membership": 18, "mixup": 12, "people": 12, "regimes": 160, "shuffle": 10,
          "unkeyed": 100, "updates": 270, "victims": 9}
 
 

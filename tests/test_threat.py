@@ -69,7 +69,9 @@ def test_named_threat_models_grant_what_the_design_says() -> None:
         "chosen-plaintext": base | {"oracle"}, "white-box": base | {"model"},
         "federated-server": {"public", "algorithm", "model", "gradients"},
         "malicious-server": {"public", "algorithm", "model", "gradients", "server"},
-        "malicious-trainer": {"public", "algorithm", "model", "training"}, "full-knowledge": set(PARTS)}
+        "malicious-trainer": {"public", "algorithm", "model", "training"},
+        "full-knowledge": set(PARTS) - {"candidates"},
+        "membership-inference": {"public", "algorithm", "model", "candidates"}}
     assert NAMED["known-plaintext-all"].pairs == "all"
     assert [one.name for one in describe_threats()] == list(NAMED)
 
@@ -104,7 +106,7 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
 
 def test_missing_capabilities_are_named() -> None:
     assert NAMED["ciphertext-only"].missing(frozenset({"images", "key", "gradients"})) == ["gradients", "key"]
-    assert NAMED["full-knowledge"].missing(CAPABILITIES) == []
+    assert NAMED["full-knowledge"].missing(CAPABILITIES) == ["candidates"]
 
 
 def test_withheld_labels_are_taken_out_of_the_release_too() -> None:

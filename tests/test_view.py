@@ -15,7 +15,8 @@ from ppbench.view import PARTS, Sealed, View, quantised
 
 PROPERTIES = {"release": "images", "target_rows": "images", "images": "images", "has_partner": "images",
               "labels": "labels", "public": "public", "algorithm": "algorithm", "pairs": "pairs", "answers": "oracle",
-              "model": "model", "start": "model", "update": "gradients", "keys": "key"}
+              "model": "model", "start": "model", "update": "gradients", "keys": "key",
+              "candidates": "candidates", "recipe": "candidates"}
 
 
 def test_every_property_is_guarded_by_a_capability() -> None:

@@ -6,25 +6,25 @@ other photographs.
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ppbench import codec
 from ppbench.audit.copies import Audit, Parts, audit
 from ppbench.audit.spaces import Search, by_features, by_lpips, by_pixels
 from ppbench.audit.tail import check_enough
-from ppbench.data import Split
+from ppbench.data import Halving, Split
 from ppbench.defense import resize
 from ppbench.engine.inline import Inline
 from ppbench.errors import UserError
-from ppbench.flow import Flow, StageFailed, Step
+from ppbench.flow import Flow, StageFailed
+from ppbench.halving import held_of
 from ppbench.judge import SMALLEST, Judge
 from ppbench.perceptual import Lpips, Trunk, find_trunk
-from ppbench.plan import Cell, DatasetPlan, Plan
+from ppbench.plan import Plan
 from ppbench.precheck import check_data
-from ppbench.seeding import derive_seed
 from ppbench.stages.values import Protected, Table
-from ppbench.store import Artefact, Store
+from ppbench.store import Store
 
 SHIFT = 16  # copies are looked for at shifts of up to a 16th of the side
 
@@ -38,38 +38,29 @@ class Audited:
     notes: list[str]
 
 
-class Halved(Flow):
-    """Makes everything of one half of the private images; the other half takes the place of the test images."""
-
-    async def split(self, dataset: DatasetPlan, seed: int) -> Artefact:
-        """Private, public and held-out images."""
-        whole = await super().split(dataset, seed)
-        return await self.make(Step("split", "hold-out", {"split": whole}, {}, derive_seed(seed, "hold-out")))
-
-
 def audit_release(plan: Plan, output: Path, level: float) -> Audited:
     """Make the release of a plan's first cell, or find it in the store of `output`, and audit it.
 
     Raises:
         UserError: the defense, the data set or its sizes do not serve.
     """
-    split, released, judge = asyncio.run(_made(plan, Halved(plan, Store(output / ".store"), Inline(), {})))
+    split, released, judge = asyncio.run(_made(plan, Flow(plan, Store(output / ".store"), Inline(), {})))
     shape = split.private.shape
     public = split.public.pixels
-    parts = Parts(resize(released.release.images, shape), split.private.pixels, split.test.pixels, public)
+    parts = Parts(resize(released.release.images, shape), split.private.pixels, held_of(split).pixels, public)
     notes = [] if len(public) >= len(parts.released) else [
         f"{len(public)} public images stand beside {len(parts.released)} released ones: set public to as many"]
     find, missing = searches(min(shape[1:]) // SHIFT, judge)
     return Audited(parts, audit(parts, find, level), notes + missing)
 
 
-async def _made(plan: Plan, flow: Halved) -> tuple[Split, Protected, Judge | None]:
-    cell: Cell = plan.cells[0]
-    await check_data(plan, flow)
+async def _made(plan: Plan, flow: Flow) -> tuple[Split, Protected, Judge | None]:
+    cell = replace(plan.cells[0], dataset=replace(plan.cells[0].dataset, halving=Halving()))
+    await check_data(replace(plan, cells=(cell,)), flow)
     try:
         split = await flow.split(cell.dataset, cell.seed)
         images = codec.load(Split, split.path)
-        check_enough(len(images.test))
+        check_enough(len(held_of(images)))
         released = await flow.release(cell)
         small = min(split.info["shape"][1:]) < SMALLEST
         judge = None if small else Judge(codec.load(Table, (await flow.judge(cell)).path).values)

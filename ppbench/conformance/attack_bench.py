@@ -39,6 +39,11 @@ class AttackBench:
         attack: Attack = self.subject.component
         return attack
 
+    @property
+    def accuses(self) -> bool:
+        """Say whether it tells members from others."""
+        return "candidates" in self.attack.requires
+
     @cached_property
     def threat(self) -> ThreatModel:
         """The attack's own threat model; where that does not serve, the one that grants everything."""

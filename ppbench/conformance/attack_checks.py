@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from ppbench import codec
-from ppbench.attack import CraftingAttack, Prior, TrainingAttack, check_crafted, check_more, check_reconstruction
+from ppbench.attack import CraftingAttack, Prior, TrainingAttack, check_crafted, check_more, check_outcome
 from ppbench.codec import Tensors
 from ppbench.conformance.attack_bench import AttackBench
 from ppbench.conformance.declaration import attack_declaration
@@ -56,11 +56,9 @@ def contract(bench: AttackBench) -> Iterator[str]:
     except NotApplicable as reason:
         yield f"it is not applicable to the defense none ({reason}): give a fallback there, with a note"
         return
-    check_reconstruction(trial.value, view)
+    check_outcome(trial.value, view, bench.accuses)
     if not trial.digest:
-        yield "its Reconstruction holds what cannot be stored: keep to tensors, text and numbers"
-    if trial.value.within is not None and trial.value.within < 1:
-        yield f"`within` is {trial.value.within}: give the size of a batch, or None"
+        yield f"its {type(trial.value).__name__} holds what cannot be stored: keep to tensors, text and numbers"
 
 
 def capabilities(bench: AttackBench) -> Iterator[str]:
@@ -171,7 +169,7 @@ def in_scene(bench: AttackBench, scene: Scene) -> Iterator[str]:
     try:
         view = bench.view(scene)
         found = bench.run(view).value
-        check_reconstruction(found, view)
+        check_outcome(found, view, bench.accuses)
     except NotApplicable as reason:
         raise Skipped(f"not applicable to {scene.title}: {reason}") from None
     except (Exception, SystemExit) as error:

@@ -25,6 +25,9 @@ def attack_declaration(attack: Attack, name: str) -> Iterator[str]:
         for capability in sorted(getattr(cls, name_set) - CAPABILITIES):
             yield (f"`{name_set}` names the unknown capability {capability!r}"
                    f"{suggest(capability, sorted(CAPABILITIES))}: correct it")
+    if "candidates" in cls.uses:
+        yield ("`uses` names \"candidates\", which only attacks on membership see: name it in `requires`, or leave it "
+               "out")
     listed = read_plugin(name, cls.__module__, cls.__qualname__).facts.get("requires", "")
     if listed != ", ".join(sorted(cls.requires)):
         yield ("`requires` cannot be read without importing the class: write a literal frozenset of names in the class "

@@ -12,7 +12,7 @@ from typing import Any
 
 from ppbench import codec
 from ppbench.conformance.samples import PRIVATE, PUBLIC, TEST, sample_split
-from ppbench.data import Shape, SplitSizes
+from ppbench.data import Halving, Shape, SplitSizes
 from ppbench.defense import Defense
 from ppbench.engine.inline import Inline
 from ppbench.engine.job import Engine
@@ -54,7 +54,7 @@ class Scene:
 class Samples(Flow):
     """The data flow of a run, over made-up images."""
 
-    async def split(self, dataset: DatasetPlan, seed: int) -> Artefact:
+    async def loaded(self, dataset: DatasetPlan, seed: int) -> Artefact:
         """Return made-up images of the shape that the data set's parameters name."""
         channels, height, width = dataset.ref.params["shape"]
         key = json_digest([channels, height, width])[:32]
@@ -76,7 +76,7 @@ def make_flow(folder: Path, targets: int, engine: Engine | None = None) -> Sampl
 def make_cell(scene: Scene, defense: Ref, attack: AttackPlan, threat: ThreatModel) -> Cell:
     """Spell a scene out as a cell."""
     dataset = DatasetPlan(Ref("datasets", "samples", {"shape": list(scene.shape)}), None,
-                          SplitSizes(PRIVATE, PUBLIC, TEST), "")
+                          SplitSizes(PRIVATE, PUBLIC, TEST), "", Halving(2) if attack.accuses else None)
     component: Defense = build(defense)
     scope = component.key_scopes[0] if component.key_scopes else None
     deployed = DefensePlan(defense, scope, 8, CLIENTS if scope == "client" else 1)

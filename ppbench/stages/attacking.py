@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ppbench import codec
-from ppbench.attack import CraftingAttack, Prior, check_crafted, check_reconstruction
+from ppbench.attack import CraftingAttack, Membership, Prior, check_crafted, check_outcome
 from ppbench.calibrate import BlindGuess
 from ppbench.errors import ContractError
 from ppbench.plugins import class_at
@@ -82,6 +82,9 @@ def run_attack(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> 
     view = inputs.view()
     priors = {name.removeprefix("prior:"): inputs.load(Table, name).values
               for name in inputs.files if name.startswith("prior:")}
-    found = attack_of(params).run(view, priors, rng)
-    check_reconstruction(found, view)
+    attack = attack_of(params)
+    found = attack.run(view, priors, rng)
+    check_outcome(found, view, "candidates" in attack.requires)
+    if isinstance(found, Membership):
+        return Made(replace(found, scores=found.scores.detach().double()))
     return Made(replace(found, images=found.images.detach().float().clamp(0, 1)))

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from ppbench import codec
-from ppbench.data import Dataset, Shape, Split, SplitSizes, split
+from ppbench.data import Dataset, Halving, Shape, Split, SplitSizes, split
 from ppbench.defense import Defense, Keys, Pieces, Release, draw_keys, keys_for_more, on_cpu
 from ppbench.device import device
 from ppbench.errors import ContractError, UserError
 from ppbench.federated import deal
+from ppbench.halving import halve
 from ppbench.plugins import build
 from ppbench.ref import Ref
 from ppbench.seeding import spawn
@@ -36,12 +37,12 @@ def _facts(found: Split) -> dict[str, Any]:
             "public_classes": len(found.public.labels.unique()), "private_classes": len(private.unique())}
 
 
-def hold_out(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
-    """Keep every second private image, drawn class by class, from the defense: they become the test images."""
-    found = inputs.load(Split, "split")
-    order = torch.randperm(len(found.private), generator=rng)
-    order = order[found.private.labels[order].argsort(stable=True)]
-    found = replace(found, private=found.private[order[::2]], test=found.private[order[1::2]])
+def halve_split(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Keep one half of the private images from the defense."""
+    whole = inputs.load(Split, "split")
+    if params["canaries"] and whole.classes < 2:
+        raise UserError("canaries bear the label of another class, but there is only one: set canaries = 0")
+    found = halve(whole, Halving(**params), rng)
     return Made(found, _facts(found))
 
 

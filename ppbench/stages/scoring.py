@@ -4,11 +4,13 @@ from typing import Any
 
 import torch
 
-from ppbench.attack import Reconstruction
+from ppbench.accusation import accusation
+from ppbench.attack import Membership, Reconstruction
 from ppbench.calibrate import Guesses
 from ppbench.data import Split
 from ppbench.defense import Pieces
 from ppbench.floors import Floors, floors
+from ppbench.halving import Lineup
 from ppbench.judge import train_judge
 from ppbench.matching import Order
 from ppbench.score import Truth, score
@@ -41,6 +43,11 @@ def make_score(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> 
                   inputs.load(Floors, "floor"), Order(**params["order"]),
                   Pieces(**params["pieces"]) if params["pieces"] else None)
     return Made(score(truth, inputs.load(Reconstruction, "found"), inputs.maybe(Reconstruction, "outer"), rng))
+
+
+def make_accusation(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Score how well members were told from others."""
+    return Made(accusation(inputs.load(Membership, "found").scores, inputs.load(Lineup, "lineup")))
 
 
 def _yardstick(inputs: Inputs, params: dict[str, Any]) -> Yardstick:

@@ -11,13 +11,15 @@ from ppbench.attack import Reconstruction
 from ppbench.data import Images, Split
 from ppbench.defense import Keys, Release, keys_for_more
 from ppbench.errors import ContractError, NotApplicable
+from ppbench.halving import Lineup, lineup, suspects
 from ppbench.model import Model, Update
+from ppbench.recipe import Recipe
 from ppbench.ref import Ref
 from ppbench.seeding import spawn
 from ppbench.stages.learning import model_at
 from ppbench.stages.values import Inputs, Keyring, Made, Protected, Table, attack_of, defense_of, threat_of
 from ppbench.threat import grant
-from ppbench.view import Algorithm, Pairs, Sealed, View, quantised
+from ppbench.view import Algorithm, Candidates, Pairs, Sealed, View, quantised
 
 
 def make_pairs(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
@@ -67,6 +69,20 @@ def make_answers(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -
     return Made(Table({"answers": _protected(asked, mine, params, rng)}))
 
 
+def make_lineup(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Mix members with others."""
+    return Made(lineup(inputs.load(Split, "whole"), inputs.load(Split, "split"), rng))
+
+
+def make_candidates(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
+    """Protect members and others alike, as clients send images to the victim."""
+    images, keys = inputs.load(Split, "split"), inputs.load(Keyring, "keys")
+    found = suspects(images)[inputs.load(Lineup, "lineup").order]
+    found = replace(found, ids=torch.arange(len(found)))
+    sent, public = (_sent(those, keys.private, params, rng) for those in (found, images.public))
+    return Made(Candidates(found, sent, public))
+
+
 def make_view(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> Made:
     """Build exactly what the threat model grants."""
     images, targets, threat = inputs.load(Split, "split"), params["targets"], threat_of(params)
@@ -82,7 +98,9 @@ def make_view(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -> M
         model=model_at(inputs) if "start" in inputs or "victim" in inputs else None,
         start=inputs.maybe(Model, "published"),
         update=inputs.maybe(Update, "update"), keys=_keys_of_release(keys.private, protected.release),
-        n_queries=threat.queries if "oracle" in threat.grants else 0)
+        n_queries=threat.queries if "oracle" in threat.grants else 0,
+        candidates=inputs.maybe(Candidates, "candidates"),
+        recipe=Recipe(**params["recipe"]) if "recipe" in params else None)
     return Made(grant(everything, threat))
 
 
@@ -109,6 +127,14 @@ def make_inner_view(inputs: Inputs, params: dict[str, Any], rng: torch.Generator
 def _keys_of_release(keys: Keys | None, release: Release) -> Keys | None:
     """Return the keys so that row i protects released image i (a release without partners has none)."""
     return keys[release.source] if keys is not None and release.source is not None else None
+
+
+def _sent(images: Images, keys: Keys | None, params: dict[str, Any], rng: torch.Generator) -> Tensor:
+    """Protect images as the victim's clients do when they ask it."""
+    defense = defense_of(params)
+    mine = keys_for_more(defense, keys, params["key_scope"], len(images), images.shape, spawn(rng), params["clients"])
+    found = defense.query(images.pixels, mine, spawn(rng))
+    return codec.to_bytes8(found) if params["quantise"] == 8 else found
 
 
 def _protected(images: Images, keys: Keys | None, params: dict[str, Any], rng: torch.Generator) -> Tensor:

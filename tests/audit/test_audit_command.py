@@ -4,12 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from conftest import Run
-
-from ppbench.data import Images, Split
-from ppbench.seeding import generator
-from ppbench.stages.protecting import hold_out
 
 
 @pytest.fixture(scope="module")
@@ -56,23 +51,3 @@ def test_bad_input_is_one_sentence(tiny_npz: Path, tmp_path: Path, command_line:
     assert code == 2
     assert said in errors
     assert "Traceback" not in errors
-
-
-class Given:
-    def __init__(self, split: Split) -> None:
-        self.split = split
-
-    def load(self, kind: type[Split], name: str) -> Split:
-        return self.split
-
-
-def test_halves_are_drawn_class_by_class_and_share_nothing() -> None:
-    labels = torch.arange(41) % 3
-    private = Images(torch.rand(41, 3, 8, 8), labels, torch.arange(41))
-    split = Split(private, private[:5], private[:7], 3)
-    first, other = (hold_out(Given(split), {}, generator(seed)).value for seed in (0, 1))  # type: ignore[arg-type]
-    assert sorted([*first.private.ids.tolist(), *first.test.ids.tolist()]) == list(range(41))
-    sizes = torch.bincount(first.private.labels) - torch.bincount(first.test.labels)
-    assert sizes.abs().max() <= 1
-    assert first.private.ids.tolist() != other.private.ids.tolist()
-    assert torch.equal(first.public.ids, split.public.ids)
