@@ -89,10 +89,10 @@ def hidden(quick: bool) -> Iterator[Figure]:
     images, epochs = (400, 2) if quick else (10_000, 10)
     conv = Victim("ResNet-20", "ppbench.nets:cifar_resnet", images, epochs, {"depth": 20})
     vit = Victim("ViT 32/4", "timm:vit_tiny_patch16_224", images, epochs, VIT)
-    for victim in (conv, vit):
-        yield from low_bits(victim, quick)
-    honest = score(conv.train(), quick)
-    yield Figure(f"{conv.name}, honest", "task accuracy", honest)
+    trained = conv.train()
+    yield from low_bits(conv, trained, quick)
+    yield from low_bits(vit, vit.train(), quick)
+    honest = score(trained, quick)
     everything = () if quick else (Memorization("correlated"),)
     for attack in (Memorization("sign"), Memorization("correlated", images=22), *everything):
         yield from in_training(conv, attack, honest, quick)
@@ -103,9 +103,9 @@ def hidden(quick: bool) -> Iterator[Figure]:
             yield from in_training(small, attack, honest, quick)
 
 
-def low_bits(victim: Victim, quick: bool) -> Iterator[Figure]:
-    """Write images into the low bits of one trained network: nothing else is exact, and nothing is free."""
-    honest, release = victim.train(), victim.release
+def low_bits(victim: Victim, honest: Model, quick: bool) -> Iterator[Figure]:
+    """Write images into the low bits of an honestly trained network: nothing else is exact, and nothing is free."""
+    release = victim.release
     yield Figure(f"{victim.name}, honest", "task accuracy", score(honest, quick))
     for bits in BITS:
         attack = Memorization("lsb", bits=bits)

@@ -2,7 +2,8 @@
 
     python benchmarks/memorization.py [--quick] [--json FILE]
 
-data/cifar10.npz must be there (leaderboards/README.md).
+The full form trains for some hours; what suite `membership` trained is kept in `runs/`. data/cifar10.npz must be there
+(leaderboards/README.md).
 """
 
 import sys
@@ -11,6 +12,7 @@ from itertools import chain
 import torch
 from _copies import copies
 from _hidden import hidden
+from _members import members
 from _table import options, show
 
 
@@ -19,7 +21,7 @@ def main() -> None:
     asked = options(__doc__ or "")
     torch.set_num_threads(1)  # as a run does: more threads change float results
     found = []
-    for figure in chain(hidden(asked.quick), copies(asked.quick)):
+    for figure in chain(hidden(asked.quick), copies(asked.quick), members(asked.quick)):
         found.append(figure)
         print(f"{figure.case}: {figure.figure} {figure.value:.4g}", file=sys.stderr, flush=True)
     show("What is remembered", found, asked.json)

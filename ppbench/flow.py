@@ -330,14 +330,22 @@ class Flow:
 
     async def attack(self, ref: Ref, view: Artefact, cell: Cell) -> "Attacked":
         """An attack's reconstruction from a view, its priors learnt first."""
-        params = {"ref": self._ref(ref)}
-        seed, code, home = derive_seed(cell.seed, "attack", ref.identity), self._acting(ref, cell), cell.defense.ref
-        wanted = await self.make(Step("priors", "priors", {"view": view}, params, seed, code, home))
-        names = sorted(wanted.info["priors"])
-        found = await asyncio.gather(*(self.prior(wanted.info["priors"][name], ref, view, cell) for name in names))
-        inputs = {"view": view, **{f"prior:{name}": prior for name, prior in zip(names, found, strict=True)}}
-        made = await self.make(Step("attack", "attack", inputs, params, seed, code, home))
-        return Attacked(made, sum(prior.seconds for prior in found), made.seconds)
+        found = await self.priors(ref, view, cell)
+        inputs = {"view": view, **{f"prior:{name}": prior for name, prior in found.items()}}
+        made = await self.make(self._acted("attack", inputs, ref, cell))
+        return Attacked(made, sum(prior.seconds for prior in found.values()), made.seconds)
+
+    async def priors(self, ref: Ref, view: Artefact, cell: Cell) -> dict[str, Artefact]:
+        """What an attack wants learnt before it runs, by name."""
+        wanted = (await self.make(self._acted("priors", {"view": view}, ref, cell))).info["priors"]
+        names = sorted(wanted)
+        found = await asyncio.gather(*(self.prior(wanted[name], ref, view, cell) for name in names))
+        return dict(zip(names, found, strict=True))
+
+    def _acted(self, stage: str, inputs: Mapping[str, Artefact], ref: Ref, cell: Cell) -> Step:
+        """A step in which an attack of a cell acts."""
+        return Step(stage, stage, inputs, {"ref": self._ref(ref)}, derive_seed(cell.seed, "attack", ref.identity),
+                    self._acting(ref, cell), cell.defense.ref)
 
     async def prior(self, prior: dict[str, Any], ref: Ref | None, view: Artefact, cell: Cell) -> Artefact:
         """What an adversary learnt: shared by all cells in which it would see the same."""
