@@ -109,7 +109,7 @@ def group_statistics(net: nn.Module, images: Tensor, group: Tensor, groups: int,
     layers: list[RawMoments] = []
     for part, where in zip(images.split(chunk), group.split(chunk), strict=True):
         # sums, not rows an image: small tensors kept between large ones would hold on to the memory of these
-        found = [pool(raw, where, groups) for raw in _passed(net, part)]
+        found = [pool(raw, where, groups) for raw in passed(net, part)]
         layers = [RawMoments(*(a + b for a, b in zip(*both, strict=True))) for both in
                   zip(layers, found, strict=True)] if layers else found
     counts = group.bincount(minlength=groups)[:, None]
@@ -121,7 +121,8 @@ def _moments(raw: RawMoments) -> Moments:
     return Moments(mean.float(), (second - mean ** 2).clamp(min=0).float())
 
 
-def _passed(net: nn.Module, images: Tensor) -> list[RawMoments]:
+def passed(net: nn.Module, images: Tensor) -> list[RawMoments]:
+    """Return the raw moments of every BN layer's input in each image, in the order of the calls."""
     found: list[RawMoments] = []
     with _hooked(net, lambda _, inputs: found.append(per_image(inputs[0]))):
         net(images)

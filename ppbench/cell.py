@@ -29,6 +29,7 @@ async def make_row(plan: Plan, cell: Cell, folder: Path, flow: Flow) -> Contents
             attacked = await flow.reconstruction(cell)
             found, outer = attacked.reconstruction, attacked.outer
             sheet = await (flow.accusation(cell, found) if cell.attack.accuses else flow.sheet(cell, found, outer))
+            row |= (await flow.release(cell)).info["guarantee"]
             accuracies = await _accuracies(plan, cell, flow)
             scored = _accused(found, sheet) if cell.attack.accuses else _scored(plan, cell, found, outer, sheet)
             row |= accuracies | scored | {"note": "; ".join(filter(None, [scored["note"], accuracies.get("note")]))}

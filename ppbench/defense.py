@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,6 +96,13 @@ class Pieces:
     nibbles: bool = False
 
 
+class Guarantee(NamedTuple):
+    """(epsilon, delta) differential privacy."""
+
+    epsilon: float
+    delta: float
+
+
 class Defense(ABC):
     """Protects images before they leave the client. Subclasses are frozen dataclasses of parameters.
 
@@ -181,6 +188,10 @@ class Defense(ABC):
 
         None = the defense guarantees none.
         """
+        return None
+
+    def guarantee(self, private: int) -> Guarantee | None:
+        """Return the differential privacy of one image in a release made of so many; None = there is none."""
         return None
 
     def pieces(self, shape: Shape) -> Pieces | None:

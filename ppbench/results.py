@@ -48,7 +48,7 @@ COLUMNS: tuple[str, ...] = (
     "leakage_auc", "leakage_auc_low", "leakage_auc_high",
     # utility
     "task_accuracy", "task_accuracy_honest", "task_accuracy_plain", "victim_adapted", "epsilon_update",
-    "epsilon_training",
+    "epsilon_training", "epsilon_release", "delta_release",
     # meaning
     "ssim_def", "psnr_def", "lpips_def", "identification_def", "identification_feature_def",
     "recognition_def", "verification_def", "piece_def",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppbench import codec
 from ppbench.data import Dataset, Halving, Shape, Split, SplitSizes, split
-from ppbench.defense import Defense, Keys, Pieces, Release, draw_keys, keys_for_more, on_cpu
+from ppbench.defense import Defense, Guarantee, Keys, Pieces, Release, draw_keys, keys_for_more, on_cpu
 from ppbench.device import device
 from ppbench.errors import ContractError, UserError
 from ppbench.federated import deal
@@ -88,7 +88,15 @@ def make_release(inputs: Inputs, params: dict[str, Any], rng: torch.Generator) -
     if params["key_scope"] == "client" and keys.private is not None and release.source is not None:
         release = replace(release, clients=keys.private.owner[release.source])
     return Made(Protected(release, queries, images.test.labels),
-                {"released_shape": list(release.shape), "pieces": _pieces(defense, images.private.shape)})
+                {"released_shape": list(release.shape), "pieces": _pieces(defense, images.private.shape),
+                 "guarantee": _guarantee(defense, len(images.private))})
+
+
+def _guarantee(defense: Defense, private: int) -> dict[str, float]:
+    found: object = defense.guarantee(private)
+    if found is not None and not isinstance(found, Guarantee):
+        raise ContractError(f"guarantee() returned a {type(found).__name__}; it must return a Guarantee, or None")
+    return {"epsilon_release": found.epsilon, "delta_release": found.delta} if found else {}
 
 
 def _pieces(defense: Defense, shape: Shape) -> dict[str, Any] | None:

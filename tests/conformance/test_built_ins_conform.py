@@ -27,6 +27,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "unet-inverter": {"steps": 2, "width": 8},
     "vit-inverter": {"steps": 2, "width": 16, "depth": 1},
     "bn-synthesis": {"steps": 1, "teacher_epochs": 1},
+    "dp-synthesis": {"steps": 1, "teacher_epochs": 1},
 }
 # Enough to beat the blind guess where nothing is hidden, which is what the gate asks.
 BRIEF: dict[str, dict[str, Any]] = {
