@@ -88,7 +88,7 @@ def test_grey_photos_are_rebuilt_too(grey: bool) -> None:
 def test_learning_helps_with_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_seam_prior, "_PIECES", 2**12)  # in puzzles that decide whether to believe what was learnt
     private, public = cifar(60, 300)
-    attack = Jigsaw(steps=200, width=32, rate=8e-3)
+    attack = Jigsaw(steps=200, width=24, rate=8e-3)
     scores = [neighbours(attacked(one, shuffled_view(private.pixels, 4, public)).images, private.pixels, UNCHANGED,
                          4).mean() for one in (attack, replace(attack, steps=0))]
     assert scores[0] > scores[1] + 0.01
