@@ -67,46 +67,49 @@ class LowBits(Encoding):
 
 @dataclass(frozen=True)
 class Signs(Encoding):
-    """Draw weights whose sign is wrong towards zero, with a `force`; a bit a weight."""
+    """Draw weights whose sign is wrong towards zero, with a `force`; a bit a weight, or `repeats` weights."""
 
     force: float
+    repeats: int = 1
 
     def fits(self, values: int, weights: int, classes: int) -> int:
         """A weight a bit."""
-        return weights // (DEPTH * values)
+        return weights // (DEPTH * values * self.repeats)
 
     def penalty(self, images: Tensor, net: nn.Module) -> Callable[[nn.Module], Tensor]:
         """Sum the wrong weights' sizes."""
         names = carriers(net.state_dict())
-        signs = to_bits(images, DEPTH).flatten().float() * 2 - 1
+        signs = (to_bits(images, DEPTH).flatten().float() * 2 - 1).repeat(self.repeats)
         return lambda net: self.force * (-signs.to(_home(net)) * _weights(net, names, len(signs))).relu().sum()
 
     def read(self, view: View, count: int, shape: Shape) -> Tensor:
-        """A weight above zero is a 1."""
-        bits = (_trained(view)[: count * prod(shape) * DEPTH] > 0).int()
+        """A weight above zero is a 1; of several that hold one bit the mean decides, so that sure ones weigh more."""
+        bits = (_averaged(view, count * prod(shape) * DEPTH, self.repeats) > 0).int()
         return from_bits(bits.reshape(count, -1), shape, DEPTH)
 
 
 @dataclass(frozen=True)
 class Correlated(Encoding):
-    """Draw the weights towards being a linear function of the values, with a `force`; a value a weight."""
+    """Draw weights towards a linear function of the values, with a `force`; a value a weight, or `repeats` weights."""
 
     force: float
+    repeats: int = 1
 
     def fits(self, values: int, weights: int, classes: int) -> int:
         """A weight a value."""
-        return weights // values
+        return weights // (values * self.repeats)
 
     def penalty(self, images: Tensor, net: nn.Module) -> Callable[[nn.Module], Tensor]:
         """Return the sum of the products, which is the correlation times their number."""
-        names, values = carriers(net.state_dict()), _standardised(images.flatten())
+        names, values = carriers(net.state_dict()), _standardised(images.flatten()).repeat(self.repeats)
         return lambda net: -self.force * (values.to(_home(net))
                                           * _standardised(_weights(net, names, len(values)))).sum()
 
     def read(self, view: View, count: int, shape: Shape) -> Tensor:
         """Give the weights the mean and the contrast of public images."""
         public = resize(view.public.pixels, shape)
-        scaled = _standardised(_trained(view)[: count * prod(shape)]) * public.std() + public.mean()
+        found = _averaged(view, count * prod(shape), self.repeats)
+        scaled = _standardised(found) * public.std() + public.mean()
         return scaled.reshape(count, *shape).clamp(0, 1)
 
 
@@ -166,6 +169,11 @@ def _trained(view: View) -> Tensor:
     state = view.model.state
     assert state is not None
     return flatten(state, carriers(state))
+
+
+def _averaged(view: View, count: int, repeats: int) -> Tensor:
+    """Return `[count]` means of the weights that hold the same."""
+    return _trained(view)[: count * repeats].reshape(repeats, count).mean(0)
 
 
 def _home(net: nn.Module) -> torch.device:

@@ -57,7 +57,8 @@ class ShadowVictims(Prior):
         inside = half(pool, number % 2, generator(derive_seed(seed, "half", number // 2)))
         rows = inside.nonzero()[:, 0]
         if not self.online:  # as many as the victim has, if there are
-            rows = rows[: -(-len(candidates) // 2)]
+            order = torch.randperm(len(rows), generator=generator(derive_seed(seed, "fewer", number)))
+            rows = rows[order[: -(-len(candidates) // 2)]].sort().values
             inside = torch.zeros_like(inside).index_fill(0, rows, True)
         rng = generator(derive_seed(seed, "shadow", number))
         victim = ShadowVictim.trained(view, pool[rows], rng)

@@ -38,6 +38,7 @@ class Memorization(TrainingAttack):
         images: hidden at most; 0 = as many as fit.
         side: to which images are shrunk before they are hidden, in pixels; 0 = not at all.
         inputs: synthetic ones, at most, that `abuse` adds.
+        repeats: weights that hold each bit (`sign`) or value (`correlated`); reading averages them.
     """
 
     requires = frozenset({"model", "training", "public"})
@@ -49,12 +50,16 @@ class Memorization(TrainingAttack):
     images: int = 0
     side: int = 0
     inputs: int = 5000
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= MANTISSA:
             raise ValueError(f"bits is {self.bits}; it must lie between 1 and {MANTISSA}")
         above_zero(self, "strength")
         at_least(self, 0, "images", "side")
+        if self.repeats < 1 or (self.repeats > 1 and self.encoding not in FORCE):
+            raise ValueError(f"repeats is {self.repeats}; it must be at least 1, and 1 with the encoding "
+                             f"{self.encoding!r}: it is for {' and '.join(FORCE)}")
         between(self, 1, MOST_INPUTS, "inputs")
 
     def capacity(self, shape: Shape, weights: int = 0, classes: int = 1) -> int:
@@ -99,7 +104,7 @@ class Memorization(TrainingAttack):
         if self.encoding == "abuse":
             return Labels(self.inputs)
         force = self.strength * FORCE[self.encoding]
-        return Signs(force) if self.encoding == "sign" else Correlated(force)
+        return Signs(force, self.repeats) if self.encoding == "sign" else Correlated(force, self.repeats)
 
     def _kept(self, shape: Shape) -> Shape:
         channels, height, width = shape

@@ -93,7 +93,8 @@ def hidden(quick: bool) -> Iterator[Figure]:
     yield from low_bits(conv, trained, quick)
     yield from low_bits(vit, vit.train(), quick)
     honest = score(trained, quick)
-    everything = () if quick else (Memorization("correlated"),)
+    everything = () if quick else (Memorization("correlated"), Memorization("correlated", images=20, repeats=4),
+                                   Memorization("sign", repeats=3))
     for attack in (Memorization("sign"), Memorization("correlated", images=22), *everything):
         yield from in_training(conv, attack, honest, quick)
     if not quick:
@@ -127,6 +128,7 @@ def in_training(victim: Victim, attack: Memorization, honest: float, quick: bool
     count = min(fits, attack.images or fits)
     alike = float(ssim(victim.read(attack, model, count), victim.release.images[:count]).mean())
     lost, case = honest - score(model, quick), f"{victim.name}, {attack.encoding}, {count} of {fits} images"
+    case += f", {attack.repeats} weights for each value" if attack.repeats > 1 else ""
     promised = count >= FEWEST and attack.images and not quick
     yield at_least(case, "ssim", alike, ALIKE) if promised else Figure(case, "ssim", alike)
     yield at_most(case, "task accuracy lost", lost, LOST) if promised else Figure(case, "task accuracy lost", lost)

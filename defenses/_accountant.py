@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 ORDERS = (1.1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 3, 3.5, *range(4, 33), *range(34, 65, 2), 96, 128, 192, 256, 512)
 _CLOSE = 1e-3  # relative, to the noise that is looked for
 _MOST = 1e6
+_NEARLY_NONE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def noise_for(budget: float, delta: float, times: int = 1, rate: float = 1.0,
         ValueError: no noise does; the others alone spend too much.
     """
     def over(noise: float) -> float:
-        return math.log(epsilon_of([*beside, Mechanism(noise, times, rate)], delta) / budget)
+        return math.log(max(epsilon_of([*beside, Mechanism(noise, times, rate)], delta), _NEARLY_NONE) / budget)
 
     high = 1.0
     while over(high) > 0:

@@ -7,7 +7,7 @@ Averages hide what matters: an attack that is sure of a few members has an area 
 from typing import NamedTuple
 
 import torch
-from scipy.stats import binomtest, norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from ppbench.errors import UserError
@@ -65,6 +65,8 @@ def true_positives(scores: Tensor, members: Tensor, rate: float) -> Rate:
         members: `[N]` bool.
         rate: of false alarms.
     """
+    from scipy.stats import binomtest  # a second, which planning need not wait
+
     points = curve(scores, members)
     count = int(members.sum())
     found = round(float(points.true[points.false <= rate + 1e-12].max()) * count)
@@ -87,7 +89,7 @@ def area(scores: Tensor, members: Tensor) -> Rate:
     if not 0 < value < 1 or spread == 0:
         return Rate(value, value, value)
     logit = torch.tensor(value).double().logit()
-    reach = float(norm.ppf((1 + LEVEL) / 2)) * spread / (value * (1 - value))
+    reach = float(ndtri((1 + LEVEL) / 2)) * spread / (value * (1 - value))
     return Rate(value, float((logit - reach).sigmoid()), float((logit + reach).sigmoid()))
 
 

@@ -3,9 +3,6 @@
 import io
 from collections.abc import Sequence
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from ppbench.codec import Tensors
 from ppbench.membership import curve
 
@@ -20,6 +17,9 @@ def draw_roc(title: str, attacks: Sequence[tuple[str, Tensors]]) -> bytes:
         title: a line above.
         attacks: name, and `score`, `member` and `canary` of every candidate.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # only where there is a curve to draw
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     least = 1.0

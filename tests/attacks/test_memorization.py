@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ppbench.attack import check_reconstruction
 from ppbench.attacks._encodings import DEPTH, bits_of_label, synthetic
-from ppbench.attacks._payload import carriers, from_bits, hide, reveal, to_bits
+from ppbench.attacks._payload import carriers, flatten, from_bits, hide, reveal, to_bits, unflatten
 from ppbench.attacks.memorization import Memorization
 from ppbench.codec import Tensors, to_bytes8
 from ppbench.data import Images
@@ -236,3 +236,41 @@ def test_nonsense_is_refused(bits: int) -> None:
         Memorization(bits=bits)
     with pytest.raises(ValueError, match="strength"):
         Memorization(strength=0)
+
+
+@pytest.mark.parametrize("encoding", ["sign", "correlated"])
+def test_several_weights_for_one_thing_average_noise_out(encoding: str) -> None:
+    """Four weights with twice the noise: their mean is as good as one."""
+    image, errors = smooth(1, 0), []
+    state = dict(begin().state or {})
+    names = carriers(state)
+    for repeats, noise in ((1, 1.0), (1, 2.0), (4, 2.0)):
+        attack = Memorization(encoding, images=1, repeats=repeats)  # type: ignore[arg-type]
+        held = to_bits(image, DEPTH).flatten() * 2.0 - 1 if encoding == "sign" else \
+            ((image - image.mean()) / image.std(correction=0)).flatten()
+        flat = flatten(state, names).clone()
+        assert attack.capacity(SHAPE, len(flat)) == len(flat) // (len(held) * repeats) >= 1
+        flat[: len(held) * repeats] = held.repeat(repeats) + noise * torch.randn(len(held) * repeats,
+                                                                                 generator=generator(repeats))
+        found, _ = decode(attack, unflatten(flat, state, names), 1)
+        errors.append(float((found[0] - image[0]).abs().mean()))
+    assert errors[2] == pytest.approx(errors[0], rel=0.15)
+    assert errors[1] > 1.2 * errors[2]
+
+
+def test_repeats_are_trained_towards() -> None:
+    """The penalty of each copy is that of the first."""
+    net = nn.Linear(4 * VALUES * DEPTH, 1, bias=False)
+    once, twice = (Memorization("sign", images=1, repeats=repeats).penalty(release(), net, generator(0))
+                   for repeats in (1, 2))
+    assert once is not None
+    assert twice is not None
+    with torch.no_grad():
+        net.weight[:, VALUES * DEPTH: 2 * VALUES * DEPTH] = net.weight[:, : VALUES * DEPTH]
+        assert float(twice(net)) == pytest.approx(2 * float(once(net)), rel=1e-5)
+
+
+@pytest.mark.parametrize("params", [{"repeats": 0}, {"repeats": 2}, {"repeats": 2, "encoding": "abuse"}])
+def test_repeats_are_for_what_is_drawn_towards(params: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="repeats is"):
+        Memorization(**params)  # type: ignore[arg-type]
