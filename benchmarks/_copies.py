@@ -37,7 +37,7 @@ def copies(quick: bool) -> Iterator[Figure]:
     find, _ = searches(2, Judge(train_judge(public, 10, generator(0))))
     if quick:
         find = {name: search for name, search in find.items() if name != "lpips"}
-    splits = 20 if quick else 100
+    splits = 12 if quick else 100
     honest = [audit(drawn(pixels, seed), find, LEVEL) for seed in range(splits)]
     for name, accused in (("of copies", [bool(found.copied.any()) for found in honest]),
                           ("of being near", [found.near for found in honest])):
@@ -46,7 +46,7 @@ def copies(quick: bool) -> Iterator[Figure]:
         yield Figure(f"{splits} honest releases of {COUNT}", f"accused {name}", sum(accused), f"<= {most}",
                      sum(accused) <= most)
     for how, disguise in DISGUISES.items():
-        found = [planted(pixels, seed, disguise, find) for seed in range(2 if quick else 10)]
+        found = [planted(pixels, seed, disguise, find) for seed in range(1 if quick else 10)]
         share = sum(right for right, _ in found) / PLANTED / len(found)
         wrong = sum(wrong for _, wrong in found)
         case = f"{PLANTED} copies among {COUNT}, {how}"

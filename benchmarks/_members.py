@@ -57,7 +57,7 @@ def members(quick: bool) -> Iterator[Figure]:
 def brief(tables: Tables) -> Tables:
     """Cut the suite down to half a minute's work: no defense, small victims."""
     tables["dataset"] = [table | {"private": 400, "public": 100, "test": 200} for table in tables["dataset"]]
-    attacks = [table | ({"shadows": 16} if "shadows" in table else {}) for table in tables["attack"]]
+    attacks = [table | ({"shadows": 12} if "shadows" in table else {}) for table in tables["attack"]]
     return tables | {"defense": tables["defense"][:1], "attack": attacks,
                      "victim": {"kwargs": {"width": 8}, "epochs": 10, "batch": 32, "learning_rate": 0.01}}
 
