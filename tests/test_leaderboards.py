@@ -26,7 +26,7 @@ BRIEF = {"mixup": 6, "shuffle": 2, "regimes": 2}
 
 
 CELLS = {"cifar10-small": 49, "faces": 100, "ladder": 112, "membership": 27, "memorization": 42, "mixup": 12,
-         "people": 12, "regimes": 160, "shuffle": 10, "unkeyed": 100, "updates": 270, "victims": 9}
+         "people": 12, "quality": 14, "regimes": 160, "shuffle": 10, "unkeyed": 100, "updates": 270, "victims": 9}
 
 
 def test_every_suite_is_known() -> None:
